@@ -7,6 +7,7 @@ setup(
     version="0.1.0",
     description="Distil a large GLM into a small one: every method, every parallel size, CPU too",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(
         include=[
@@ -16,4 +17,19 @@ setup(
         ]
     ),
     package_data={"config": ["*.json", "**/*.json"], "data_utils": ["assets/*"]},
+    install_requires=[
+        "torch>=2.5",
+        "numpy>=1.26",
+        "tokenizers>=0.20",
+        "datasets>=3.0",
+        "safetensors>=0.4",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "tensorboard>=2.15",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "deepspeed": ["deepspeed>=0.16"],
+        "dev": ["deepspeed>=0.16", "matplotlib>=3.8", "pytest>=8.0", "ruff>=0.12"],
+    },
 )

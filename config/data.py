@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
+from config.errors import ConfigError
 from config.group import ArgGroup, flag
+
+TOKENIZERS_BUILT = ("BertWordPieceTokenizer", "GPT2BPETokenizer")
+TOKENIZERS = (
+    "CharacterLevelTokenizer",
+    "SentencePieceTokenizer",
+    *TOKENIZERS_BUILT,
+    "ChineseSPTokenizer",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,7 +19,7 @@ class TokenizerArgs(ArgGroup):
     """The vocabulary. Student and teachers share it."""
 
     title, sep = "tokenizer", "-"
-    tokenizer_type: str = flag("BertWordPieceTokenizer", "kind of tokenizer")
+    tokenizer_type: str = flag("BertWordPieceTokenizer", "kind of tokenizer", choices=TOKENIZERS)
     tokenizer_model_type: str | None = flag(None, "a vocabulary that ships: bert-base-uncased")
     tokenizer_path: str = flag("tokenizer.model", "a vocab.txt of your own, or its folder")
     task_mask: bool = flag(False, "own mask tokens for generation (gMASK) and sentences (sMASK)")
@@ -21,7 +30,9 @@ class DataArgs(ArgGroup):
     """Corpora for pretraining and how batches are cut from them."""
 
     title, sep = "data", "-"
-    train_data: tuple[str, ...] | None = flag(None, "corpora: names of config/corpora.json or paths")
+    train_data: tuple[str, ...] | None = flag(
+        None, "corpora: names of config/corpora.json or paths"
+    )
     valid_data: tuple[str, ...] | None = flag(None, "corpora for validation; else --split")
     test_data: tuple[str, ...] | None = flag(None, "corpora for the test; else --split")
     data_dir: str | None = flag(None, "folder of a task; or where named corpora lie")
@@ -29,11 +40,31 @@ class DataArgs(ArgGroup):
     text_key: str = flag("text", "field of a .jsonl or .parquet row that holds the text")
     seq_length: int = flag(512, "longest sample (tokens)")
     num_workers: int = flag(2, "data-loader processes")
-    cache_dir: str | None = flag(None, "where token caches are kept; default: beside the user's cache")
+    cache_dir: str | None = flag(None, "folder of token caches; default: in the user's cache")
     shuffle: bool = flag(False, "kept for the seed's commands: samples are always drawn at random")
     no_lazy_loader: bool = flag(False, "kept for the seed's commands: caches are memory-mapped")
     non_sentence_start: float = flag(0.0, "fraction of samples that may start inside a sentence")
     sample_one_document: bool = flag(False, "never fill a short sample with the next document")
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Fractions of the documents for training, validation and test; their sum is 1."""
+        return parse_split(self.split)
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """`949,50,1` or `949/50/1`, as fractions. One or two numbers leave the later parts empty."""
+    try:
+        parts = [float(part) for part in text.replace("/", ",").split(",")]
+    except ValueError:
+        parts = []
+    usable = 1 <= len(parts) <= 3 and all(0 <= p < float("inf") for p in parts) and parts[0] > 0
+    if not usable:
+        raise ConfigError(
+            f"--split={text}: must be proportions for training, validation and test, as 1000,1,1"
+        )
+    train, valid, test = (p / sum(parts) for p in [*parts, 0.0, 0.0][:3])
+    return train, valid, test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +72,7 @@ class BlockLMArgs(ArgGroup):
     """Span corruption (GLM, Du et al., 2022, arXiv 2103.10360)."""
 
     title, sep = "block language model", "-"
-    block_lm: bool = flag(False, "train by autoregressive blank infilling")
+    block_lm: bool = flag(False, "implied: every model trains by autoregressive blank infilling")
     bert_prob: float = flag(0.5, "fraction of samples with short spans")
     avg_block_length: int = flag(3, "mean span length (tokens)")
     no_shuffle_block: bool = flag(False, "spans keep their order in the target part")

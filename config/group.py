@@ -48,23 +48,25 @@ class ArgGroup:
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Declare the group's flags. Nothing is filled in for a flag that was not given."""
+        flags = {s: f for s, f in cls.flags().items() if s not in parser._option_string_actions}
+        if not flags:  # a group without flags, or one whose base class has declared them
+            return
         group = parser.add_argument_group(cls.title)
         hints = get_type_hints(cls)
-        for spelling, f in cls.flags().items():
+        for spelling, f in flags.items():
             options: dict[str, Any] = {"dest": cls.dest(f), "default": argparse.SUPPRESS}
             kind, many = _scalar(hints[f.name])
             if kind is bool:
                 options["action"] = "store_true"
             else:
-                options |= {"type": kind, "choices": f.metadata["choices"], "metavar": kind.__name__.upper()}
-                if f.metadata["choices"]:
-                    del options["metavar"]
+                options |= {"type": kind, "choices": f.metadata["choices"]}
+                if not f.metadata["choices"]:
+                    options["metavar"] = kind.__name__.upper()
                 if many:
                     options["nargs"] = "+"
-            default = "" if f.default in (None, False, MISSING, ()) else f" [{f.default}]"
-            group.add_argument(
-                spelling, help=(f.metadata["help"] + default).replace("%", "%%"), **options
-            )
+            no_default = f.default is None or f.default is False or f.default in (MISSING, "", ())
+            text = f.metadata["help"] + ("" if no_default else f" [{f.default}]")
+            group.add_argument(spelling, help=text.replace("%", "%%"), **options)
 
     @classmethod
     def take(cls, given: argparse.Namespace) -> Self:

@@ -25,7 +25,9 @@ class ModelArgs(ArgGroup):
     checkpoint_activations: bool = flag(False, "recompute activations in the backward pass")
     checkpoint_num_layers: int = flag(1, "layers in one recomputed chunk")
     no_block_position: bool = flag(False, "block-LM samples carry no second position row")
-    block_position_encoding: bool = True  # False: one row of positions, tables without the extra row
+    block_position_encoding: bool = (
+        True  # False: one row of positions, tables without the extra row
+    )
 
     def __post_init__(self):
         problems = [

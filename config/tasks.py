@@ -15,13 +15,20 @@ class FinetuneArgs(ArgGroup):
     cloze_eval: bool = flag(False, "fill the pattern's mask; otherwise a classification head")
     multi_token: bool = flag(False, "answers are scored as token sequences")
     pattern_id: int = flag(0, "pattern of the task")
-    pool_token: str = flag("cls", "input of the classification head", choices=("start", "pad", "cls"))
+    pool_token: str = flag(
+        "cls", "input of the classification head", choices=("start", "pad", "cls")
+    )
+    fast_decode: bool = flag(False, "encode the context once for all answers of a sample")
     length_penalty: float = flag(0.0, "divide a sequence's score by length ** this")
     loss_func: str = flag(
-        "cross_entropy", "loss over the choices", choices=("cross_entropy", "hinge", "generative", "mix")
+        "cross_entropy",
+        "loss over the choices",
+        choices=("cross_entropy", "hinge", "generative", "mix"),
     )
     adapet: bool = flag(False, "decoupled label loss over log-probabilities")
-    validation_metric: str | None = flag(None, "metric that selects the best epoch; default: the first")
+    validation_metric: str | None = flag(
+        None, "metric that selects the best epoch; default: the first"
+    )
     fix_variable_num_choices: bool = flag(
         False, "cut or fill every sample to 10 choices", name="--fix_variable_num_choices"
     )

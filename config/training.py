@@ -20,7 +20,9 @@ class TrainArgs(ArgGroup):
     log_interval: int = flag(100, "steps between two log lines (iterations)")
     summary_dir: str = flag("", "TensorBoard folder; default: inside the run's folder")
     max_bad_steps: int = flag(10, "stop after so many skipped updates in a row (NaN, infinite)")
-    custom_no_summary_writer: bool = flag(False, "no TensorBoard files", name="--custom_no_summary_writer")
+    custom_no_summary_writer: bool = flag(
+        False, "no TensorBoard files", name="--custom_no_summary_writer"
+    )
     resume_dataloader: bool = flag(False, "kept for the seed's commands: resuming is always exact")
 
 
@@ -60,15 +62,22 @@ class CheckpointArgs(ArgGroup):
     save: str | None = flag(None, "output folder; the run writes <save>/<experiment-name>")
     save_interval: int = flag(5000, "steps between two checkpoints (iterations)")
     save_epoch: int = flag(1, "epochs between two checkpoints of a fine-tuning run")
-    load: str | None = flag(None, "resume this run exactly: weights, optimizer, position in the data")
+    new_save_directory: bool = flag(False, "a resumed run does not go on in the folder of --load")
+    load: str | None = flag(
+        None, "resume this run exactly: weights, optimizer, position in the data"
+    )
     load_pretrained: str | None = flag(None, "start from these weights only")
     no_save_optim: bool = flag(False, "checkpoints without optimizer state: cannot be resumed")
     overwrite: bool = flag(False, "the output folder may hold an earlier run; it is removed")
-    save_interval_time: float = flag(0.0, "hours between two checkpoints", name="--save_interval_time")
+    save_interval_time: float = flag(
+        0.0, "hours between two checkpoints", name="--save_interval_time"
+    )
     custom_no_save_checkpoint: bool = flag(
         False, "write no checkpoint at all", name="--custom_no_save_checkpoint"
     )
-    ft_final_save: bool = flag(False, "also keep the last weights of fine-tuning", name="--ft_final_save")
+    ft_final_save: bool = flag(
+        False, "also keep the last weights of fine-tuning", name="--ft_final_save"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +86,14 @@ class ParallelArgs(ArgGroup):
 
     title, sep = "parallelism", "-"
     model_parallel_size: int = flag(1, "processes that share one model")
-    distributed_backend: str | None = flag(None, "default: NCCL on GPU, gloo on CPU", choices=("nccl", "gloo"))
+    distributed_backend: str | None = flag(
+        None, "default: NCCL on GPU, gloo on CPU", choices=("nccl", "gloo")
+    )
     local_rank: int | None = flag(None, "set by the launcher", name="--local_rank")
     deepspeed: bool = flag(False, "train with DeepSpeed")
-    deepspeed_config: str | None = flag(None, "DeepSpeed's JSON; its values win", name="--deepspeed_config")
+    deepspeed_config: str | None = flag(
+        None, "DeepSpeed's JSON; its values win", name="--deepspeed_config"
+    )
     deepspeed_activation_checkpointing: bool = flag(
         False, "kept for the seed's commands: recomputation is the same with and without it"
     )
@@ -103,4 +116,6 @@ class EvalArgs(ArgGroup):
     custom_first_eval: bool = flag(
         False, "evaluate before training; it may be the best", name="--custom_first_eval"
     )
-    custom_tmp_result: str | None = flag(None, "also write the scores to this file", name="--custom_tmp_result")
+    custom_tmp_result: str | None = flag(
+        None, "also write the scores to this file", name="--custom_tmp_result"
+    )

@@ -1,0 +1,265 @@
+"""The seed's flags that no group declares: of features not built yet, and without effect here.
+
+Each is accepted by the parser. A flag of the first kind is an error unless it has the seed's
+default, which asks for nothing; one of the second kind is told to do nothing.
+"""
+
+import argparse
+from typing import NamedTuple
+
+from config.notes import warn
+
+#: Values of --student_model in the seed that are not registered yet; registering one is enough.
+SEED_METHODS = (
+    "tinybert",
+    "erdistill",
+    "minilmv2",
+    "minilm",
+    "distilbert",
+    "mixbaseline",
+    "pkd",
+    "rail_kd",
+    "mgskd",
+    "diito",
+    "sid",
+    "alp_kd",
+    "ckd",
+    "theseus",
+    "universal_kd",
+    "lrc_bert",
+    "annealing_kd",
+    "mobilebert",
+    "continuation_kd",
+)
+
+
+class Later(NamedTuple):
+    """The feature a flag belongs to, and the seed's default as text (None: unset, or a switch)."""
+
+    feature: str
+    default: str | None
+
+
+#: Feature -> its flags, `name` or `name=default`.
+_FEATURES = {
+    "Transformer-XL (relative positions, memory)": "transformer-xl",
+    "BERT models as a baseline": "pretrained-bert",
+    "masked language modelling": "masked-lm",
+    "switching to a linear schedule on resume": "switch-linear",
+    "resuming in part; --load-pretrained takes the weights only": (
+        "no-load-optim no-load-lr-scheduler no-deepspeed-load"
+    ),
+    "block-LM samples of the GPT kind": "gpt-infill-prob=0.5 gpt-min-ratio=0.5",
+    "block-LM samples of the gap-sentence kind": "gap-sentence-prob=0 gap-sentence-ratio=0.15",
+    "further options of block-LM samples": (
+        "short-seq-prob=0 sentinel-token block-mask-prob=0 context-mask-ratio=0 random-position"
+    ),
+    "sequences of another length in evaluation": "eval-seq-length",
+    "language-model evaluation": "overlapping-eval=32 unidirectional",
+    "generation": (
+        "temperature=1 top_p=0 top_k=0 out-seq-length=256 num-beams=1 no-repeat-ngram-size=0 "
+        "min-tgt-length=0 select-topk blank-maskratio=0.1"
+    ),
+    "sequence-to-sequence tasks": "label-smoothing=0 src-seq-length tgt-seq-length",
+    "filtering corpora by language": "filter-english",
+    "saved splits of a corpus": "load-splits save-splits save-test-data",
+    "multi-task pretraining": (
+        "multi-task-data multi-task-ratio=0 multi-seq-length multi-batch-size"
+    ),
+    "the Chinese tokenizer": "fix-command-token",
+    "few-shot SuperGLUE": "few-superglue",
+    "several segments for one sample": "segment-length=0",
+    "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
+    "WSC": "wsc-negative",
+    "fine-tuning without validation": "no-validation",
+    "other optimizers than AdamW": "optimizer=adam",
+    "continuous prompts": (
+        "continuous-prompt num-prompt-tokens=0 prompt-func=lstm freeze-transformer "
+        "tune-prefix-layers prefix-prompt=0 prompt-init"
+    ),
+    "repeated forward passes": "forward_repeat_num=0 ignore_first_backward_gard",
+    "vocabulary compression": (
+        "map_vocab_size=0 unmap_vocab_output student_build_map_vocab student_map_vocab_tn "
+        "student_map_vocab_method=decoder distill_logit_mask_map teacher_map_vocab_size=0 "
+        "logitsdistil_teacher_input_ids_map"
+    ),
+    "inverted bottlenecks": (
+        "inverted_bottleneck_mode ib_hidden_size=128 ib_ffn_num=4 ib_word_emb=0 "
+        "teacher_inverted_bottleneck_mode teacher_ib_hidden_size=1024 teacher_ib_ffn_num=1 "
+        "teacher_ib_word_emb=0"
+    ),
+    "ALBERT's small embeddings and shared layers": (
+        "compress_word_emb=0 cross_layer_parameter_sharing teacher_compress_word_emb=0 "
+        "teacher_cross_layer_parameter_sharing"
+    ),
+    "starting a student from a truncated teacher": "student_truncate_tn",
+    "several teachers": (
+        "mt_num_attention_heads= mt_hidden_size= mt_num_layers= mt_max_position_embeddings= "
+        "mt_load_pretrained= mt_ib_hidden_size= mt_ib_ffn_num= mt_ib_word_emb= "
+        "mt_compress_word_emb= mt_map_vocab_size= mt_disable_operation=0 mt_model_load "
+        "mt_load_from_s multi_teacher_model mt_has_loss mt_has_grad student_use_empty_glm"
+    ),
+    "the teacher-student analysis": "distil_analysis_inter distil_analysis_frcn=0",
+    "random data": (
+        "distill_random_data= distill_random_data_n=0 distill_random_data_method=shuffle"
+    ),
+    "combining teachers by average": (
+        "avgmt_inter_checkpoint avgmt_pre_checkpoint avgmt_sum_loss avgmt_teacher_survival_p=1"
+    ),
+    "MT-BERT": (
+        "mt_bert_fit_teacher mt_bert_wo_hard mt_bert_wo_convert_layer mt_bert_fix_layernorm"
+    ),
+    "teacher selection by uncertainty": (
+        "uncertainty_wo_loss_mask uncertainty_only_mask_pad uncertainty_inter_entropy "
+        "uncertainty_hard uncertainty_wo_rate uncertainty_wo_hard uncertainty_teacher_seq"
+    ),
+    "RL-KD": (
+        "rl_kd_wo_loss_mask rl_kd_only_mask_pad rl_kd_only_avg rl_kd_wo_hard rl_kd_reward=1 "
+        "rl_kd_semantic_model rl_kd_semantic_model_dim rl_kd_alpha=0.5"
+    ),
+    "MixMT": "mixmt_model",
+    "TinyBERT": (
+        "tinybert_inter_final tinybert_only_emb_final tinybert_only_emb tinybert_wo_att "
+        "tinybert_wo_inter tinybert_wo_final tinybert_wo_emb tinybert_fit_parallel "
+        "tinybert_fit_compatible_mt tinybert_random_layers tinybert_random_show "
+        "tinybert_custom_final=1 tinybert_random_e=1 tinybert_random_i=3000"
+    ),
+    "MiniLMv2": (
+        "minilmv2_relation_heads=48 minilmv2_teacher_layer=12 minilmv2_wo_inter "
+        "minilmv2_relation_heads_mt"
+    ),
+    "DistilBERT": (
+        "distilbert_alpha_ce=1 distilbert_alpha_mlm=1 distilbert_alpha_cos=1 "
+        "distilbert_fix_layernorm distilbert_cos_mask_padding distilbert_ce_mask_padding"
+    ),
+    "PKD": (
+        "pkd_normalized_patience pkd_use_embed pkd_wo_final pkd_only_cls pkd_alpha=0.5 pkd_beta=100"
+    ),
+    "RAIL-KD": (
+        "rail_kd_inter_rate=0.3334 rail_kd_layer_wise_alpha=1 rail_kd_u=128 rail_kd_epochs=1 "
+        "rail_kd_iters=3000 rail_kd_concatenated rail_kd_has_embed rail_kd_has_final "
+        "rail_kd_show_hook_change rail_kd_no_random"
+    ),
+    "MGSKD": (
+        "mgskd_weight_sample=4 mgskd_weight_token=1 mgskd_weight_span=1 mgskd_span_max_rate=0.4 "
+        "mgskd_sample_level_m=2 mgskd_triplet_k1=20 mgskd_triplet_k2=20 mgskd_multi_heads=64 "
+        "mgskd_wo_inter"
+    ),
+    "DIITO": (
+        "diito_alignment=full diito_interchange_way=consecutive diito_interchange_prop=0.3 "
+        "diito_alpha_mlm=1 diito_alpha_ce=1 diito_alpha_causal_ce=1 diito_alpha_cos=1 "
+        "diito_alpha_causal_cos=1 diito_interchange_max_token=-1"
+    ),
+    "SID": "sid_accumulate_t=0 sid_lim_e=avg",
+    "ALP-KD": "alp_kd_lambda=0.2",
+    "CKD": ("ckd_window_size=21 ckd_wrdist_w=1 ckd_ltrdist_w=1 ckd_wrangle_w=10 ckd_ltrangle_w=10"),
+    "Theseus": "theseus_replacing_rate=0.3 theseus_not_replaced_steps=0.66",
+    "Universal-KD": (
+        "universal_kd_wo_inter universal_kd_cg universal_kd_avg universal_kd_gamma=0.5 "
+        "universal_kd_size=0"
+    ),
+    "LRC-BERT": "lrc_bert_alpha=1 lrc_bert_gard_perturb lrc_bert_gather_dp",
+    "Annealing-KD": "annealing_kd_max_t=7",
+    "MobileBERT": "mobilebert_kd_w=0.5 mobilebert_pkt_small_lr=0.1",
+    "Continuation-KD": (
+        "continuation_kd_max_t=10 continuation_kd_margin=1 continuation_kd_psi_sep=0.666 "
+        "continuation_kd_psi_denominator=1.333"
+    ),
+    "mixed methods": (
+        "mixbaseline_wo_inter mixbaseline_inter_checkpoint mixbaseline_tinybert_t=1 "
+        "mixbaseline_inter_bl= mixbaseline_pre_bl_pt_soft= mixbaseline_pre_bl_ft_soft="
+    ),
+}
+
+
+def _later() -> dict[str, Later]:
+    flags = {}
+    for feature, text in _FEATURES.items():
+        for word in text.split():
+            name, has_default, default = word.partition("=")
+            flags["--" + name] = Later(feature, default if has_default else None)
+    return flags
+
+
+#: Flag -> the feature it waits for. Giving it is an error.
+NOT_YET: dict[str, Later] = _later()
+
+_DEAD = "does nothing in the seed either"
+_LEFTOVER = "belongs to data readers of other models"
+_INTERNAL = "the seed's own state, no setting"
+_ONE_FORMAT = "parameters are fp32; autocast decides what is computed in half precision"
+_SCALER = "the dynamic loss scale is PyTorch's, or that of the fp16 block of DeepSpeed's JSON"
+_PROCESSES = "PyTorch's data parallelism, or DeepSpeed's with --deepspeed, is used"
+_CACHE = "corpora are memory-mapped and shared by all processes"
+
+#: Flag -> why it has no effect. Giving it warns.
+IGNORED: dict[str, str] = {
+    "--encoder-decoder": _DEAD,
+    "--intermediate-size": _DEAD + "; the MLP is 4 times as wide as the model",
+    "--layernorm-epsilon": "GLM's LayerNorm has 1e-5",
+    "--deep-init": _DEAD,
+    "--cpu-optimizer": "the optimizer is where the weights are; DeepSpeed has --cpu_offload",
+    "--cpu_torch_adam": "the optimizer is where the weights are; DeepSpeed has --cpu_offload",
+    "--fp32-embedding": _ONE_FORMAT,
+    "--fp32-layernorm": _ONE_FORMAT,
+    "--fp32-tokentypes": _ONE_FORMAT,
+    "--fp32-allreduce": "gradients are fp32",
+    "--hysteresis": _SCALER,
+    "--loss-scale-window": _SCALER,
+    "--min-scale": _SCALER,
+    "--DDP-impl": _PROCESSES,
+    "--reset-position-ids": "is no option of block-LM samples",
+    "--reset-attention-mask": "is no option of block-LM samples",
+    "--no-save-rng": "random streams follow from --seed and the iteration; none is saved",
+    "--no-load-rng": "random streams follow from --seed and the iteration; none is saved",
+    "--eval-max-preds-per-seq": _LEFTOVER,
+    "--max-preds-per-seq": _LEFTOVER,
+    "--input-data-sizes-file": _DEAD,
+    "--delim": _LEFTOVER,
+    "--eval-text-key": "--text-key is used for all splits",
+    "--loader-scatter": _CACHE,
+    "--half-lazy-loader": _CACHE,
+    "--loose-json": "a .jsonl file has one object a line",
+    "--presplit-sentences": _LEFTOVER,
+    "--no-pre-tokenize": "corpora are tokenized once and cached",
+    "--use-tfrecords": "the seed's reader does not exist",
+    "--eval-valid": "the validation split is always evaluated",
+    "--spare_port": "scores are gathered over the process group",
+    "--custom_logits_paralle": _INTERNAL,
+    "--custom_current_epoch": _INTERNAL,
+    "--forward_repeat_current_n": _INTERNAL,
+    "--current_gradient_accumulation_steps": _INTERNAL,
+    "--single_step": _INTERNAL,
+    "--deepspeed_mpi": "start the processes with deepspeed, torchrun or srun",
+    "--deepscale": "DeepSpeed's old name; use --deepspeed",
+    "--deepscale_config": "DeepSpeed's old name; use --deepspeed_config",
+    "--enable_parallel_entropy": "losses on vocabulary shards are always computed on the shards",
+    "--distill_test_output": "prints of the seed's developers",
+    "--distill_random_data_rate": _DEAD,
+    "--distill_random_data_only_a": _DEAD,
+}
+
+
+def refuse_not_yet(given: argparse.Namespace) -> list[str]:
+    """A problem for each flag of a feature that is not built, unless it has its default."""
+    return [
+        f"{flag}: is not supported yet: {later.feature}"
+        for flag, later in NOT_YET.items()
+        if hasattr(given, flag) and not _asks_nothing(getattr(given, flag), later.default)
+    ]
+
+
+def warn_ignored(given: argparse.Namespace) -> None:
+    """One warning for each flag that is accepted for the seed's commands only."""
+    for flag, reason in IGNORED.items():
+        if hasattr(given, flag):
+            warn(f"{flag}: has no effect; {reason}")
+
+
+def _asks_nothing(values: list[str], default: str | None) -> bool:
+    if default is None or len(values) != 1:
+        return False
+    try:
+        return values[0] == default or float(values[0]) == float(default)
+    except ValueError:
+        return False

@@ -1,0 +1,265 @@
+"""One run: the tree of argument groups, and how a command line becomes it."""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from config.checks import check_hardware as check_hardware
+from config.checks import check_run, warn_unused
+from config.compat import Compat
+from config.data import BlockLMArgs, DataArgs, TokenizerArgs
+from config.deepspeed import resolve
+from config.distill import DistillArgs, TeacherArgs
+from config.errors import ConfigError
+from config.group import ArgGroup
+from config.model import ModelArgs
+from config.not_yet import IGNORED, NOT_YET, SEED_METHODS, refuse_not_yet, warn_ignored
+from config.parser import build_parser, read_flags
+from config.saved import run_folder, take_architecture
+from config.tasks import FinetuneArgs
+from config.training import (
+    CheckpointArgs,
+    EvalArgs,
+    OptimizerArgs,
+    ParallelArgs,
+    PrecisionArgs,
+    TrainArgs,
+)
+
+#: Field of RunArgs -> its group of flags. `teachers` and `method` are apart.
+GROUPS: dict[str, type[ArgGroup]] = {
+    "model": ModelArgs,
+    "tokenizer": TokenizerArgs,
+    "data": DataArgs,
+    "blocks": BlockLMArgs,
+    "train": TrainArgs,
+    "optim": OptimizerArgs,
+    "precision": PrecisionArgs,
+    "checkpoint": CheckpointArgs,
+    "parallel": ParallelArgs,
+    "evaluation": EvalArgs,
+    "finetuning": FinetuneArgs,
+    "distill": DistillArgs,
+}
+PROGRAMS = ("pretrain", "finetune")
+#: What an experiment name may hold for the start time; the second is the seed's spelling.
+TIME_MARKS = ("{time}", "\u81ea\u52a8\u65f6\u95f4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoArgs(ArgGroup):
+    """The group of a method without flags of its own, and of a run without a method."""
+
+    title = "no method"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """Everything that was asked for. Values are the effective ones; nobody assigns to them."""
+
+    program: str
+    model: ModelArgs = ModelArgs()
+    tokenizer: TokenizerArgs = TokenizerArgs()
+    data: DataArgs = DataArgs()
+    blocks: BlockLMArgs = BlockLMArgs()
+    train: TrainArgs = TrainArgs()
+    optim: OptimizerArgs = OptimizerArgs()
+    precision: PrecisionArgs = PrecisionArgs()
+    checkpoint: CheckpointArgs = CheckpointArgs()
+    parallel: ParallelArgs = ParallelArgs()
+    evaluation: EvalArgs = EvalArgs()
+    finetuning: FinetuneArgs = FinetuneArgs()
+    distill: DistillArgs = DistillArgs()
+    teachers: tuple[TeacherArgs, ...] = ()
+    method: ArgGroup = NoArgs()
+    deepspeed: dict[str, Any] | None = None  # handed to deepspeed.initialize as it is
+    flags: dict[str, Any] = field(default_factory=dict)  # spelling -> value, as they were given
+
+    @property
+    def compat(self) -> Compat:
+        """In what this run follows the seed."""
+        return Compat.parse(self.distill.compat)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Where the run writes; None without --save."""
+        if self.checkpoint.save is None:
+            return None
+        return Path(self.checkpoint.save) / self.train.experiment_name
+
+    def __getattr__(self, name: str) -> Any:
+        """The seed's flat names, read-only: `args.num_layers`, `args.teacher_hidden_size`.
+
+        For subclasses written for the seed. Our own code names the group.
+        """
+        if not name.startswith("_") and name not in _FIELDS:
+            for group in _flat_order(self):
+                for f in group.flags().values():
+                    if group.dest(f) == name:
+                        return getattr(group, f.name)
+        raise AttributeError(f"{type(self).__name__} has no argument {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: group -> field -> value."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def to_json(self) -> str:
+        """The text of a checkpoint's config.json; `--args_file` reads it too."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(
+        cls, text: str | Mapping[str, Any], methods: Mapping[str, type[ArgGroup]] | None = None
+    ) -> Self:
+        """Back from `to_json`. Fields not known (of a later version) are left out."""
+        tree = json.loads(text) if isinstance(text, str) else text
+        name = tree.get("distill", {}).get("student_model")
+        method = (methods or {}).get(name, NoArgs) if name is not None else NoArgs
+        kinds = GROUPS | {"method": method}
+        values = {key: _group(kind, tree.get(key, {})) for key, kind in kinds.items()}
+        values["teachers"] = tuple(_group(TeacherArgs, t) for t in tree.get("teachers", ()))
+        for key in ("program", "deepspeed", "flags"):
+            if key in tree:
+                values[key] = tree[key]
+        return cls(**values)
+
+
+_FIELDS = frozenset(f.name for f in dataclasses.fields(RunArgs))
+
+
+def _flat_order(run: RunArgs) -> list[ArgGroup]:
+    """Groups in the order in which a flat name is looked up."""
+    teachers = run.teachers[:1] or (TeacherArgs(),)
+    return [run.method, *(getattr(run, key) for key in GROUPS), *teachers]
+
+
+def _group(kind: type[ArgGroup], values: Mapping[str, Any]) -> ArgGroup:
+    known = {f.name for f in dataclasses.fields(kind)}
+    return kind(
+        **{
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known
+        }
+    )
+
+
+def parse_args(
+    argv: Sequence[str],
+    *,
+    program: str,
+    methods: Mapping[str, type[ArgGroup]],
+    check: bool = True,
+) -> RunArgs:
+    """The run that a command line asks for.
+
+    `methods` maps every --student_model name to its group of flags. All mistakes that can be seen
+    without reading data or a device come in one ConfigError. `check=False` leaves out the checks
+    between groups (a test that needs an architecture needs no corpus).
+    """
+    assert program in PROGRAMS, program
+    kinds = _all_groups(methods)
+    parser = build_parser(program, kinds, silent=[*IGNORED, *NOT_YET])
+    given = read_flags(parser, argv)
+    flags = _given_flags(kinds, given)
+    problems = refuse_not_yet(given)
+    warn_ignored(given)
+    values = _take_groups(given, problems)
+    values |= _take_method(given, methods, problems)
+    values["teachers"] = _take_teachers(given, values, problems)
+    if set(GROUPS) <= set(values):
+        values["blocks"] = dataclasses.replace(values["blocks"], block_lm=True)
+        is_task = program == "finetune"
+        values["finetuning"] = dataclasses.replace(values["finetuning"], finetune=is_task)
+        _effective(values, flags, problems)
+        run = RunArgs(program=program, flags=flags, **values)
+        if check:
+            problems += check_run(run)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    warn_unused(run, methods)
+    return run
+
+
+def _all_groups(methods: Mapping[str, type[ArgGroup]]) -> list[type[ArgGroup]]:
+    """Every group once, the methods' in the order of their names."""
+    return list(dict.fromkeys([*GROUPS.values(), TeacherArgs, *methods.values()]))
+
+
+def _given_flags(kinds: Sequence[type[ArgGroup]], given: argparse.Namespace) -> dict[str, Any]:
+    return {
+        spelling: getattr(given, kind.dest(f))
+        for kind in kinds
+        for spelling, f in kind.flags().items()
+        if hasattr(given, kind.dest(f)) and spelling != "--local_rank"
+    }
+
+
+def _collect(problems: list[str], make: Callable[..., Any], *args: Any) -> Any:
+    """`make(*args)`, its ConfigError added to the problems."""
+    try:
+        return make(*args)
+    except ConfigError as error:
+        problems += error.problems
+        return None
+
+
+def _take_groups(given: argparse.Namespace, problems: list[str]) -> dict[str, Any]:
+    values = {}
+    for key, kind in GROUPS.items():
+        group = _collect(problems, kind.take, given)
+        if group is not None:
+            values[key] = group
+    return values
+
+
+def _take_method(
+    given: argparse.Namespace, methods: Mapping[str, type[ArgGroup]], problems: list[str]
+) -> dict[str, ArgGroup]:
+    name = getattr(given, "student_model", None)
+    if name is None:
+        return {}
+    if name not in methods:
+        what = "is not supported yet" if name in SEED_METHODS else "is no method"
+        known = ", ".join(sorted(methods))
+        problems.append(f"--student_model={name}: {what}; known are {known}")
+        return {}
+    group = _collect(problems, methods[name].take, given)
+    return {} if group is None else {"method": group}
+
+
+def _take_teachers(
+    given: argparse.Namespace, values: Mapping[str, Any], problems: list[str]
+) -> tuple[TeacherArgs, ...]:
+    if "distill" not in values or values["distill"].student_model is None:
+        return ()
+    teacher = _collect(problems, TeacherArgs.take, given)
+    return () if teacher is None else (teacher,)
+
+
+def _effective(values: dict[str, Any], flags: Mapping[str, Any], problems: list[str]) -> None:
+    """Replace what was asked for by what is used: saved architectures, DeepSpeed's JSON, names."""
+    changed = _collect(problems, take_architecture, values, flags)
+    values |= changed or {}
+    changed = _collect(problems, resolve, values, flags)
+    values |= changed or {}
+    name = _experiment_name(values, flags)
+    values["train"] = dataclasses.replace(values["train"], experiment_name=name)
+
+
+def _experiment_name(values: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
+    """The folder below --save: with the time in it, or that of the run which --load resumes."""
+    name, checkpoint = values["train"].experiment_name, values["checkpoint"]
+    timed = any(mark in name for mark in TIME_MARKS)
+    own_name = "--experiment-name" in flags and not timed
+    if checkpoint.load and not checkpoint.new_save_directory and not own_name:
+        return run_folder(checkpoint.load).resolve().name
+    now = time.strftime("%y%m%d_%H%M%S")
+    for mark in TIME_MARKS:
+        name = name.replace(mark, now)
+    return name

@@ -1,0 +1,281 @@
+"""Tokenizers: GLM's command tokens over fast Hugging Face tokenizers.
+
+A literal command token in a text (`[MASK]`) becomes its id, as in GLM. `pad` and `eos` are one
+id: it fills rows and ends documents. A model's vocabulary is `num_tokens` rounded up.
+
+Not as in the seed: a model type or a word that is not known is an error, and byte-level BPE
+looks a verbalizer up with its leading space (W14).
+"""
+
+import hashlib
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ASSETS = Path(__file__).parent / "assets"
+SENTENCE_ENDS = ".?!;:\n"
+CACHED_WORDS = 500_000  # of encode_arrays: about 100 MB
+
+# Rust threads do not survive a fork: forked workers (a DataLoader's) encode in one thread.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+
+
+@dataclass(frozen=True)
+class CommandToken:
+    """A token with a meaning of its own. `lstrip`: it swallows the white space before it."""
+
+    name: str
+    token: str  # its surface in a text
+    Id: int = -1
+    lstrip: bool = False
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Token -> id of a vocab.txt (one token a line), or of the folder that holds one.
+
+    Raises FileNotFoundError, or ValueError naming the file and line of a token given twice.
+    """
+    path = path / "vocab.txt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such vocabulary file")
+    vocabulary: dict[str, int] = {}
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, token in enumerate(line.rstrip("\r") for line in lines):
+        if token in vocabulary:
+            raise ValueError(
+                f"{path}:{number + 1}: token {token!r} is also on line {vocabulary[token] + 1}"
+            )
+        vocabulary[token] = number
+    return vocabulary
+
+
+class Tokenizer(ABC):
+    """Text to ids and back. Subclasses say how text is cut and name the command tokens."""
+
+    kind: str
+
+    def __init__(self, fast: Any, commands: Sequence[CommandToken]):
+        from tokenizers import AddedToken
+
+        # Ids that are not yet in the vocabulary follow its last one, in this order.
+        fast.add_special_tokens(
+            [AddedToken(c.token, lstrip=c.lstrip, normalized=False) for c in commands]
+        )
+        self._fast = fast
+        self.commands = {
+            c.name: CommandToken(c.name, c.token, fast.token_to_id(c.token), c.lstrip)
+            for c in commands
+        }
+        self._surfaces = {c.Id: c.token for c in self.commands.values()}
+        self._word_ids: dict[str, tuple[int, ...]] = {}
+        assert self.get_command("pad").Id == self.get_command("eos").Id
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, command tokens included."""
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    def padded_size(self, divisible_by: int = 128) -> int:
+        """Rows of a model's word embeddings: `num_tokens` rounded up."""
+        return -(-self.num_tokens // divisible_by) * divisible_by
+
+    def get_command(self, name: str) -> CommandToken:
+        """A command token: pad, eos, ENC, MASK, sep, unk, sop, eop; gMASK, sMASK, dBLOCK if asked."""
+        if name not in self.commands:
+            known = ", ".join(self.commands)
+            raise KeyError(f"{name}: no such command token; this tokenizer has {known}")
+        return self.commands[name]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; [] for one of white space only."""
+        return self._fast.encode(text, add_special_tokens=False).ids if text.strip() else []
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, in parallel."""
+        blank = [not text.strip() for text in texts]
+        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[] if b else e.ids for b, e in zip(blank, encodings, strict=True)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts in one array [tokens], and the length of each [texts].
+
+        The same ids as `encode`. Text is cut where a word cannot depend on its neighbours, and a
+        word is encoded once: on corpora several times faster than encoding whole texts.
+        """
+        if len(self._word_ids) > CACHED_WORDS:
+            self._word_ids.clear()
+        cache, units, whole = self._word_ids, [], {}
+        for number, text in enumerate(texts):
+            if any(surface in text for surface in self._surfaces.values()):
+                whole[number] = self.encode(text)
+            units.append([] if number in whole or not text.strip() else self._cut(text))
+        unseen = list({unit for words in units for unit in words if unit not in cache})
+        found = self._fast.encode_batch_fast(unseen, add_special_tokens=False)
+        cache.update((unit, tuple(e.ids)) for unit, e in zip(unseen, found, strict=True))
+        arrays = [
+            np.array(whole[number], dtype=np.int32)
+            if number in whole
+            else np.fromiter(chain.from_iterable(map(cache.__getitem__, words)), dtype=np.int32)
+            for number, words in enumerate(units)
+        ]
+        lengths = np.array([len(a) for a in arrays], dtype=np.int64)
+        return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
+
+    @cached_property
+    def sentence_ends(self) -> np.ndarray:
+        """[num_tokens] bool: does the text of this token hold the end of a sentence?"""
+        words = (self.decode([i]) for i in range(self.num_tokens))
+        return np.fromiter((any(c in w for c in SENTENCE_ENDS) for w in words), dtype=bool)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides ids: equal for tokenizers that encode alike."""
+        commands = sorted((c.name, c.token, c.Id, c.lstrip) for c in self.commands.values())
+        description = json.dumps([self.kind, commands, *self._definition()])
+        return hashlib.sha256(description.encode()).hexdigest()[:32]
+
+    @abstractmethod
+    def _cut(self, text: str) -> list[str]:
+        """Cut a text without command tokens into units whose ids do not depend on each other."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; command tokens by their surface."""
+
+    @abstractmethod
+    def token_id(self, word: str, *, stripped: bool = False) -> int:
+        """Id of a word that is one token (a verbalizer). Raises ValueError if it is not one."""
+
+    @abstractmethod
+    def _definition(self) -> list[Any]:
+        """What `fingerprint` hashes beside the command tokens."""
+
+
+class BertWordPieceTokenizer(Tokenizer):
+    """BERT's uncased WordPiece. Ids of bert-base-uncased are those of GLM's checkpoints."""
+
+    kind = "BertWordPieceTokenizer"
+    # All that splits words and survives the normaliser: other control characters vanish.
+    _WORD = re.compile("[^ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+
+    def __init__(self, vocabulary: Path, *, task_mask: bool = False, block_mask: bool = False):
+        """`vocabulary` is a vocab.txt or its folder. Raises ValueError without [PAD], [CLS], ..."""
+        from tokenizers import Tokenizer as Fast
+        from tokenizers import models, normalizers, pre_tokenizers
+
+        ids = read_vocabulary(vocabulary)
+        commands = [
+            CommandToken("pad", "[PAD]"),
+            CommandToken("ENC", "[CLS]"),
+            CommandToken("MASK", "[MASK]"),
+            CommandToken("unk", "[UNK]"),
+            CommandToken("sep", "[SEP]"),
+            CommandToken("eos", "[PAD]"),
+        ]
+        missing = sorted({c.token for c in commands} - set(ids))
+        if missing:
+            raise ValueError(f"{vocabulary}: the vocabulary has no line {', '.join(missing)}")
+        commands += _extra_commands(task_mask, block_mask)
+        fast = Fast(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        fast.normalizer = normalizers.BertNormalizer(lowercase=True)
+        fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        super().__init__(fast, commands)
+        self._ids = ids
+        self._words = list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens joined by spaces, `##` pieces glued to the word before."""
+        words = [self._surfaces.get(i) or self._words[i] for i in map(int, ids)]
+        return " ".join(words).replace(" ##", "")
+
+    def token_id(self, word: str, *, stripped: bool = False) -> int:
+        """Id of the stripped, lower-cased word. Raises ValueError if it is not one token."""
+        key = word.strip().lower()
+        if key not in self._ids:
+            raise ValueError(f"verbalizer {word!r}: {key!r} is not in the vocabulary")
+        return self._ids[key]
+
+    def _cut(self, text: str) -> list[str]:
+        return self._WORD.findall(text)
+
+    def _definition(self) -> list[Any]:
+        return [self._words]
+
+
+class GPT2BPETokenizer(Tokenizer):
+    """GPT-2's byte-level BPE: a word carries the space before it."""
+
+    kind = "GPT2BPETokenizer"
+    _S = "\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    _UNIT = re.compile(f"[{_S}]+(?![^{_S}])| ?[^{_S}]+|[{_S}]")
+
+    def __init__(self, folder: Path, *, task_mask: bool = False, block_mask: bool = False):
+        """`folder` holds gpt2-vocab.json and gpt2-merges.txt."""
+        from tokenizers import Tokenizer as Fast
+        from tokenizers import decoders, models, pre_tokenizers
+
+        files = [folder / "gpt2-vocab.json", folder / "gpt2-merges.txt"]
+        fast = Fast(models.BPE.from_file(*map(str, files)))
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        fast.decoder = decoders.ByteLevel()
+        added = _extra_commands(task_mask, block_mask, lstrip=True)
+        commands = [
+            CommandToken("pad", "<|endoftext|>"),
+            CommandToken("eos", "<|endoftext|>"),
+            *added[:2],
+            CommandToken("ENC", "[CLS]"),
+            CommandToken("MASK", "[MASK]", lstrip=True),
+            CommandToken("sep", "[SEP]"),
+            CommandToken("unk", "[UNK]"),
+            *added[2:],
+        ]
+        super().__init__(fast, commands)
+        self._files = files
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Bytes of consecutive tokens joined; an incomplete character becomes U+FFFD."""
+        text, plain = [], []
+        for i in map(int, ids):
+            if i in self._surfaces:
+                text += [self._fast.decode(plain), self._surfaces[i]]
+                plain = []
+            else:
+                plain.append(i)
+        return "".join([*text, self._fast.decode(plain)])
+
+    def token_id(self, word: str, *, stripped: bool = False) -> int:
+        """Id of a word that is one token, its leading space included.
+
+        `stripped`: the seed's lookup without the space (W14). Raises ValueError if there is none.
+        """
+        ids = self.encode(word.strip() if stripped else word)
+        if len(ids) != 1:
+            raise ValueError(f"verbalizer {word!r}: {len(ids)} tokens, needs to be one")
+        return ids[0]
+
+    def _cut(self, text: str) -> list[str]:
+        return self._UNIT.findall(text)
+
+    def _definition(self) -> list[Any]:
+        return [hashlib.sha256(f.read_bytes()).hexdigest() for f in self._files]
+
+
+def _extra_commands(task_mask: bool, block_mask: bool, lstrip: bool = False) -> list[CommandToken]:
+    """The tokens GLM appends: pieces, then the masks of --task-mask, then dBLOCK."""
+    added = [CommandToken("sop", "<|startofpiece|>"), CommandToken("eop", "<|endofpiece|>")]
+    if task_mask:
+        added.append(CommandToken("gMASK", "[gMASK]", lstrip=lstrip))
+        added.append(CommandToken("sMASK", "[sMASK]", lstrip=lstrip))
+    if block_mask:
+        added.append(CommandToken("dBLOCK", "[dBLOCK]"))
+    return added

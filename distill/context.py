@@ -1,0 +1,73 @@
+"""Where a run is (`TrainState`) and what a loss may know besides its tensors (`LossContext`)."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from torch import Tensor
+
+from distill.rows import Rows
+from mpu.layout import Layout
+
+
+@dataclass
+class TrainState:
+    """Where we are. Saved with every checkpoint; arguments never change, this does."""
+
+    iteration: int = 0  # optimizer steps done
+    epoch: int = 0  # of fine-tuning, 0-based
+    best: float | None = None  # best value of the metric that selects
+    best_epoch: int | None = None
+    bad_steps: int = 0  # skipped updates in a row (NaN, infinite)
+    skipped_steps: int = 0  # skipped updates in all
+    samples: int = 0  # samples seen, all data-parallel ranks together
+    tokens: int = 0  # tokens seen, padding left out
+    seconds: float = 0.0  # time spent in training steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> Self:
+        """Take the values of a checkpoint; unknown ones (of another version) are left out."""
+        for f in dataclasses.fields(self):
+            if f.name in values:
+                setattr(self, f.name, values[f.name])
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossContext:
+    """What a loss may know. Its fields are the keywords of the seed's `pre_loss`, `inter_loss`.
+
+    Every field has a default, so a method can be called by hand with tensors only: losses are then
+    plain means. `rows` holds, by name, what `Rows.mean` needs:
+
+    | name      | shape        | rows that count                                                  |
+    |-----------|--------------|------------------------------------------------------------------|
+    | targets   | [b, s]       | language model: positions with a target                          |
+    | tokens    | [b * c, s]   | every token, padding and padded choices left out                 |
+    | answers   | [b * c, s]   | cloze: positions that score an answer                            |
+    | samples   | [b]          | one row a sample                                                 |
+    | all       | [b * c, s]   | the tokens; under --compat=D3 every position, padding included   |
+    """
+
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    keep_batch: bool = False  # losses are [b], their mean over b is the scalar loss
+    t_no: int = 0  # number of the teacher, 0-based
+    labels: Tensor | None = None  # [b, s] targets or [b] classes
+    loss_mask: Tensor | None = None  # [b, s] language model only, as in the seed
+    logit_mask: Tensor | None = None  # as target_ids of the batch, cloze only
+    class_mask: Tensor | None = None  # [b, c] 1 for a real choice
+    layout: Layout = Layout.REPLICATED  # of the logits: SHARD_LAST where they are [b, s, v/p]
+    iteration: int = 0  # optimizer steps done
+    epoch: int = 0
+
+    def keywords(self) -> dict[str, Any]:
+        """The fields by name, to be passed on as keywords."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def first_rows(self, *names: str) -> Rows | None:
+        """The first of these rows that this task has; None (a plain mean) without any."""
+        return next((self.rows[name] for name in names if name in self.rows), None)

@@ -1,0 +1,1 @@
+"""Training: launch, engines, learning rate, checkpoints, the loop, evaluation."""

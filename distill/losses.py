@@ -1,0 +1,196 @@
+"""Losses between a student's and a teacher's tensor, on shards: pure functions.
+
+Law: the value is the same on every rank and for every model-parallel size p, and a rank's gradient
+is its slice of the gradient at p = 1.
+
+| layout      | elementwise (mse)        | distribution over the last dim (kl, soft_cross_entropy) |
+|-------------|--------------------------|---------------------------------------------------------|
+| REPLICATED  | local                    | local softmax                                           |
+| SHARD_HEADS | local, mean over ranks   | local softmax per head, mean over ranks                 |
+| SHARD_LAST  | local, mean over ranks   | softmax over all shards, rows summed over ranks         |
+
+Each returns [] or, with keep_batch, [b]. `rows` says which rows count and what their sum is divided
+by (`distill.rows`); None: the plain mean. `columns` [..., v/p] marks the entries of the last dim
+that take part (True), for padded choices and top-n. Everything is fp32 inside. Gradients run
+through autograd: into the student, and into a teacher that has them.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from distill.rows import Rows
+from mpu import get_model_parallel_world_size, max_across, sum_across_model_parallel_region
+from mpu.layout import Layout
+from mpu.softmax import log_softmax, mean_over_shards, sum_last, top_k_threshold
+
+NOWHERE = -1e30  # logit of an entry that takes no part: exp is 0, and differences stay finite
+
+
+def mse(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    layout: Layout = Layout.REPLICATED,
+    rows: Rows | None = None,
+    columns: Tensor | None = None,
+    keep_batch: bool = False,
+) -> Tensor:
+    """Mean over rows and entries of (student - teacher)^2. [b, ..., h] twice -> [] or [b]."""
+    student, teacher, columns = _pick(rows, student, teacher, columns)
+    square = (student.float() - teacher.float()).square()
+    if columns is None:
+        return _mean(square.mean(-1), layout, rows, keep_batch)
+    kept = sum_last(columns, layout).clamp(min=1)
+    return _mean(sum_last(square * columns, layout) / kept, _heads(layout), rows, keep_batch)
+
+
+def kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    layout: Layout = Layout.REPLICATED,
+    rows: Rows | None = None,
+    columns: Tensor | None = None,
+    temperature: float = 1.0,
+    keep_batch: bool = False,
+) -> Tensor:
+    """T^2 mean_rows KL(softmax(teacher / T) || softmax(student / T)), in nats.
+
+    [b, ..., v/p] twice, before the softmax -> [] or [b].
+    """
+    log_q, log_p = _log_probs(student, teacher, layout, rows, columns, temperature)
+    losses = sum_last(log_p.exp() * (log_p - log_q), layout)
+    return _mean(losses, _heads(layout), rows, keep_batch) * temperature**2
+
+
+def soft_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    layout: Layout = Layout.REPLICATED,
+    rows: Rows | None = None,
+    columns: Tensor | None = None,
+    temperature: float = 1.0,
+    keep_batch: bool = False,
+) -> Tensor:
+    """T^2 mean_rows of -sum softmax(teacher / T) log softmax(student / T), in nats.
+
+    [b, ..., v/p] twice, before the softmax -> [] or [b]. KL plus the teacher's entropy: the same
+    gradient. Under D3 a masked row counts log v, as two rows of zeros do in the seed.
+    """
+    log_q, log_p = _log_probs(student, teacher, layout, rows, columns, temperature)
+    losses = -sum_last(log_p.exp() * log_q, layout)
+    masked = math.log(whole_width(student, layout))
+    return _mean(losses, _heads(layout), rows, keep_batch, masked) * temperature**2
+
+
+def whole_width(x: Tensor, layout: Layout) -> int:
+    """Length of the whole last dim: v of [..., v/p]."""
+    shards = get_model_parallel_world_size() if layout is Layout.SHARD_LAST else 1
+    return x.size(-1) * shards
+
+
+def top_n_columns(teacher: Tensor, n: int, layout: Layout) -> Tensor:
+    """[..., v/p] -> True on the n largest of the whole last dim, and on ties with the last one."""
+    return teacher >= top_k_threshold(teacher, n, layout)
+
+
+def floored(teacher: Tensor, n: int, layout: Layout) -> Tensor:
+    """[..., v/p] -> the same, but what is below the n largest becomes the row's minimum."""
+    lowest = teacher.detach().amin(-1, keepdim=True)
+    if layout is Layout.SHARD_LAST:
+        lowest = -max_across(-lowest)
+    return torch.where(top_n_columns(teacher, n, layout), teacher, lowest)
+
+
+def excess(
+    student: Tensor,
+    columns: Tensor,
+    *,
+    layout: Layout,
+    rows: Rows | None = None,
+    pooled: bool = False,
+    keep_batch: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """By how much entries outside `columns` exceed the smallest one inside. -> ([] or [b], []).
+
+        theta = min over columns of z        loss = mean over {j outside: z_j > theta} of z_j - theta
+
+    z [b, s, v/p], columns [b, s, v/p]. The mean is taken in each row, then over rows; 0 where
+    nothing exceeds. `pooled` (D3): all such entries of the micro-batch in one mean. The second
+    result is how many there are.
+    """
+    student, columns = _pick(rows, student, columns)
+    student = student.float()
+    theta = _smallest(student, columns, layout)
+    above = torch.where(columns, 0.0, student - theta).clamp(min=0)
+    sums, counts = sum_last(above, layout), sum_last(above.detach() > 0, layout)
+    number = counts.sum() if rows is None else rows.mean(counts) * rows.total
+    if not pooled:
+        return _mean(sums / counts.clamp(min=1), _heads(layout), rows, keep_batch), number
+    # _mean divides by the rows; the seed's divisor is the number of entries.
+    divisor = float(counts.numel()) if rows is None else rows.total
+    mean = _mean(sums, _heads(layout), rows, keep_batch)
+    return mean * divisor / number.clamp(min=1), number
+
+
+def _smallest(student: Tensor, columns: Tensor, layout: Layout) -> Tensor:
+    """Minimum over the columns of the whole last dim, with gradient: [..., v/p] -> [..., 1].
+
+    SHARD_LAST: the owner's value, replicated by a sum forward and backward, since each rank then
+    compares its own entries with it.
+    """
+    local = torch.where(columns, student, -NOWHERE).amin(-1, keepdim=True)
+    if layout is not Layout.SHARD_LAST:
+        return local
+    mine = (local.detach() == -max_across(-local.detach())).float()
+    owners = sum_across_model_parallel_region(mine)
+    return sum_across_model_parallel_region(local.where(mine.bool(), 0.0) / owners)
+
+
+def _pick(rows: Rows | None, *tensors: Tensor | None) -> list[Tensor | None]:
+    """The unmasked rows of each [b, s, ...], where leaving the others out saves work."""
+    if rows is None:
+        return list(tensors)
+    depth = rows.mask.dim() + 1
+    return [rows.pick(x) if x is not None and x.dim() == depth else x for x in tensors]
+
+
+def _log_probs(
+    student: Tensor,
+    teacher: Tensor,
+    layout: Layout,
+    rows: Rows | None,
+    columns: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    student, teacher, columns = _pick(rows, student, teacher, columns)
+    pair = []
+    for x in (student, teacher):
+        x = x.float()
+        if columns is not None:
+            x = x.where(columns.bool(), NOWHERE)
+        pair.append(log_softmax(x if temperature == 1 else x / temperature, layout))
+    return pair[0], pair[1]
+
+
+def _heads(layout: Layout) -> Layout:
+    """What is left of the layout when the last dim has been summed over the ranks."""
+    return layout if layout is Layout.SHARD_HEADS else Layout.REPLICATED
+
+
+def _mean(
+    losses: Tensor, layout: Layout, rows: Rows | None, keep_batch: bool, masked: float = 0.0
+) -> Tensor:
+    """Row losses [b, s], [b, n/p, s], [b] or picked [n] -> [] or [b]; of a shard: over the ranks."""
+    if rows is not None:
+        if losses.dim() > rows.mask.dim():  # heads
+            losses = losses.mean(1)
+        mean = rows.mean(losses, keep_batch, masked)
+    elif keep_batch:
+        mean = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+    else:
+        mean = losses.mean()
+    return mean_over_shards(mean, layout)

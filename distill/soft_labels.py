@@ -1,0 +1,109 @@
+"""The loss of the prediction layer: the teacher's soft labels and the data's hard ones.
+
+    pre_loss = soft_rate * soft + hard_rate * hard,      each if its flag is given for this program
+
+    soft     pretraining: T^2 KL;  fine-tuning: T^2 cross entropy;  or squared error, by flags
+    rows     language model: target positions; --distill_wo_loss_mask, --distill_only_mask_pad: all
+             tokens; otherwise one row a sample, the softmax over its real choices
+
+Logits [b, s, v/p] of a language model, [b, c] of choices or classes. T: --distill_temperature.
+
+Not as in the seed, where (--compat) fine-tuning's squared error takes every row (D1), cross entropy
+lacks T^2 (D2), sums over masked rows are divided by all rows of the micro-batch (D3), and padded
+choices take part (D6).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from config import Compat, DistillArgs
+from distill.context import LossContext
+from distill.losses import kl, mse, soft_cross_entropy
+from distill.rows import Rows, masked_rows
+from mpu.layout import Layout
+
+MSE, KL, CE = "mse", "kl", "ce"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """The switches of one run, read once."""
+
+    args: DistillArgs
+    compat: Compat
+    stage: str  # "pt" or "ft", as in the flags
+
+    @property
+    def soft(self) -> bool:
+        """Whether soft labels are used; with them the teacher's logits are needed."""
+        args = self.args
+        flag = args.distill_ft_soft if self.stage == "ft" else args.distill_pt_soft
+        return flag and args.distill_soft_rate != 0
+
+    @property
+    def hard(self) -> bool:
+        """Whether hard labels are used."""
+        args = self.args
+        flag = args.distill_ft_hard if self.stage == "ft" else args.distill_pt_hard
+        return flag and args.distill_hard_rate != 0
+
+    @property
+    def kind(self) -> str:
+        """Which soft loss: squared error if asked for, else KL or cross entropy."""
+        args = self.args
+        if self.stage == "ft":
+            return MSE if args.distill_ft_soft_mse else KL if args.distill_ft_soft_kl else CE
+        return MSE if args.distill_pt_soft_mse else CE if args.distill_pt_soft_ce else KL
+
+    def terms(
+        self,
+        student: Tensor,
+        teacher: Tensor | None,
+        hard_loss: Tensor,
+        context: LossContext,
+        *,
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """`ft_soft`, `ft_hard` (or pt), those in use, already times their rates: [] or [b].
+
+        `teacher_weight` multiplies the teacher's logits under the squared error (annealing).
+        """
+        terms = {}
+        if self.soft:
+            assert teacher is not None, "soft labels need the teacher's logits"
+            soft = self._soft(student, teacher, context, teacher_weight)
+            terms[f"{self.stage}_soft"] = soft * self.args.distill_soft_rate
+        if self.hard:
+            terms[f"{self.stage}_hard"] = hard_loss * self.args.distill_hard_rate
+        return terms
+
+    def _soft(
+        self, student: Tensor, teacher: Tensor, context: LossContext, teacher_weight: float
+    ) -> Tensor:
+        options = {
+            "layout": context.layout,
+            "rows": self._rows(context),
+            "columns": context.class_mask,
+            "keep_batch": context.keep_batch,
+        }
+        if self.kind == MSE:
+            return mse(student, teacher * teacher_weight, **options)
+        temperature = self.args.distill_temperature
+        if self.kind == KL:
+            return kl(student, teacher, temperature=temperature, **options)
+        loss = soft_cross_entropy(student, teacher, temperature=temperature, **options)
+        return loss / temperature**2 if "D2" in self.compat else loss
+
+    def _rows(self, context: LossContext) -> Rows | None:
+        if context.layout is not Layout.SHARD_LAST:
+            return context.first_rows("samples")
+        if self.kind == MSE and self.stage == "ft" and "D1" in self.compat:
+            return context.first_rows("all")
+        if self.args.distill_wo_loss_mask:
+            return context.first_rows("all", "tokens")
+        if self.args.distill_only_mask_pad:
+            if "D3" in self.compat and context.labels is not None and "all" in context.rows:
+                return masked_rows(context.rows["all"], context.labels > 0)
+            return context.first_rows("tokens")
+        return context.first_rows("targets")

@@ -1,0 +1,178 @@
+"""DistillStep: one micro-batch through the student and its teachers -> loss and named terms.
+
+The only code that knows the order: hooks, student forward, hard loss, teachers, terms. It is the
+same for pretraining and for every task, with and without teachers.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from config import RunArgs
+from data_utils.batch import Batch
+from distill.capture import merge_hooks, to_hook
+from distill.context import LossContext, TrainState
+from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
+from distill.student import find_student
+from distill.teacher import Teacher, in_fp32
+from distill.teachers.combine import average
+from mpu import hook_model
+from mpu.layout import Layout
+from tasks.base import Task, token_mask, weighted
+
+
+class Engine(Protocol):
+    """What the step needs of an engine (`distill/engine/wrap.py`): a callable student."""
+
+    module: nn.Module
+    device: torch.device
+
+    def __call__(self, *inputs: object, **kwargs: object) -> object:
+        """The forward of the wrapped student."""
+        ...
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Divisors of all row masks, for one optimizer step."""
+
+    totals: Mapping[str, Tensor]  # name -> []
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a micro-batch gives."""
+
+    loss: Tensor  # [] with gradient
+    terms: dict[str, Tensor | float] = field(default_factory=dict)  # [] each, detached, in order
+
+
+class DistillStep:
+    """The training step of a run. `student` is the engine, so that wrappers see the forward."""
+
+    def __init__(
+        self,
+        task: Task,
+        student: Engine,
+        teachers: Sequence[Teacher],
+        run: RunArgs,
+        state: TrainState,
+    ):
+        self.task, self.student, self.run, self.state = task, student, run, state
+        self.teachers = tuple(teachers)
+        self.method = find_student(student.module)
+        assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
+
+    def count(self, micro_batches: Sequence[Batch]) -> Counts:
+        """Count the rows of an optimizer step: this rank's micro-batches. One all-reduce.
+
+        On CPU batches it costs a GPU no synchronisation.
+        """
+        return Counts(
+            count_rows(
+                [self._masks(batch) for batch in micro_batches],
+                accumulation=self.run.train.gradient_accumulation_steps,
+                device=self.student.device,
+            )
+        )
+
+    def __call__(self, batch: Batch, counts: Counts) -> StepOutput:
+        """Forward of one micro-batch, on whatever device it is."""
+        masks = self._masks(batch)
+        hard_rows = self._hard_rows(batch, masks, counts)
+        if self.method is None or not self.teachers:
+            batch = batch.to(self.student.device)
+            logits = self._logits(self.student(*self.task.inputs(batch)))
+            return StepOutput(self._hard_loss(logits, batch, hard_rows))
+        rows = self._rows(batch, masks, counts, hard_rows)
+        return self._distill(batch.to(self.student.device), rows, hard_rows)
+
+    def _distill(self, batch: Batch, rows: dict[str, Rows], hard_rows: Rows) -> StepOutput:
+        method, inputs = self.method, self.task.inputs(batch)
+        base = to_hook(method.base_points())
+        hook = merge_hooks(method.get_student_hook(), base)
+        hook_op = method.get_student_hook_op(teacher_models=[t.module for t in self.teachers])
+        captured: list[Tensor] = []
+        options = {"hook_op": hook_op} if hook_op else {}
+        outputs = hook_model(hook or None, captured, self.student, *inputs, **options)
+        logits = self._logits(outputs)
+        hard_loss = self._hard_loss(logits, batch, hard_rows)
+        captured = in_fp32(captured)
+        method.take_terms()
+        terms: dict[str, Tensor | float] = {"Train/hard_loss": hard_loss.detach()}
+        losses = []
+        for t_no, teacher in enumerate(self.teachers):
+            t_hook = merge_hooks(method.get_teacher_hook(t_no=t_no), base)
+            t_hook_op = method.get_teacher_hook_op(t_no=t_no, teacher_models=self.teachers)
+            output = teacher(inputs, t_hook, t_hook_op)
+            context = self._context(batch, rows, t_no).keywords()
+            # Staged methods rely on the order: prediction layer first.
+            loss = method.pre_loss(logits, output.logits, hard_loss, **context)
+            loss = loss + method.inter_loss(captured, output.captured, hook, t_hook, **context)
+            losses.append(_as_tensor(loss, logits))
+            for name, value in method.take_terms().items():
+                terms[f"{name}_t{t_no}"] = value
+            terms[f"teacher_loss/teacher_{t_no}_t{t_no}"] = losses[-1].detach()
+        return StepOutput(average(losses), terms)
+
+    def _logits(self, outputs: object) -> Tensor:
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def _hard_loss(self, logits: Tensor, batch: Batch, rows: Rows) -> Tensor:
+        """[] exact mean over the rows; of a language model only rows with a target are computed."""
+        if rows.index is None:
+            return rows.mean(self.task.hard_loss(logits, batch))
+        picked = dataclasses.replace(batch, labels=rows.pick(batch.labels)[None])
+        return rows.mean(self.task.hard_loss(rows.pick(logits)[None], picked)[0])
+
+    def _context(self, batch: Batch, rows: dict[str, Rows], t_no: int) -> LossContext:
+        whole = self.task.vocab_parallel
+        return LossContext(
+            rows=rows,
+            t_no=t_no,
+            labels=batch.labels,
+            loss_mask=batch.loss_mask if whole else None,
+            logit_mask=batch.logit_mask,
+            class_mask=None if "D6" in self.run.compat else self.task.class_mask(batch),
+            layout=Layout.SHARD_LAST if whole else Layout.REPLICATED,
+            iteration=self.state.iteration,
+            epoch=self.state.epoch,
+        )
+
+    def _masks(self, batch: Batch) -> dict[str, Tensor]:
+        """The task's row masks; under D6 padded choices stay in."""
+        masks = dict(self.task.row_masks(batch))
+        if batch.choice_mask is not None and "D6" in self.run.compat:
+            masks["tokens"] = weighted(token_mask(batch.position_ids.flatten(0, 1)), batch.weight)
+            if batch.logit_mask is not None:
+                answers = batch.logit_mask.flatten(0, 1).float()
+                masks["answers"] = weighted(answers, batch.weight)
+        return masks
+
+    def _hard_rows(self, batch: Batch, masks: Mapping[str, Tensor], counts: Counts) -> Rows:
+        """What the hard loss is a mean over."""
+        name, number = self.task.hard_rows, self.task.num_samples(batch)
+        if "D3" in self.run.compat:
+            return local_rows(masks[name], number).to(self.student.device)
+        return exact_rows({name: masks[name]}, counts.totals, number, self.student.device)[name]
+
+    def _rows(
+        self, batch: Batch, masks: Mapping[str, Tensor], counts: Counts, hard_rows: Rows
+    ) -> dict[str, Rows]:
+        """What soft and intermediate losses are means over, by name."""
+        device = self.student.device
+        if "D3" in self.run.compat:
+            return {name: r.to(device) for name, r in seed_rows(masks, batch.weight).items()}
+        name, number = self.task.hard_rows, self.task.num_samples(batch)
+        others = {key: mask for key, mask in masks.items() if key != name}
+        rows = exact_rows(others, counts.totals, number, device) | {name: hard_rows}
+        return rows | {"all": rows["tokens"]}
+
+
+def _as_tensor(loss: Tensor | float, like: Tensor) -> Tensor:
+    """A method without a term returns 0.0: still a tensor that backward accepts."""
+    return loss if isinstance(loss, Tensor) else like.flatten()[:1].sum() * 0.0 + loss

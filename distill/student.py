@@ -1,0 +1,215 @@
+"""GLMStudent: a GLM to be distilled, the base class of all methods.
+
+The seed's words: `inter_loss` compares captured tensors of student and teacher, `pre_loss` compares
+their predictions (soft labels) and adds the hard ones. A *hook* is a nested dict that names what to
+capture (`mpu/hook.py`); `inter_vars` is the list its leaves point into.
+
+A method overrides `pairs` and `loss`; or, for a loss over several tensors at once,
+`student_points`, `teacher_points` and `layer_losses`; or, as in the seed, the public methods
+`get_teacher_hook`, `get_student_hook`, `inter_loss`, `pre_loss` themselves.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from config import ArgGroup, NoArgs, RunArgs
+from distill.capture import Captured, Hook, Point, logits, merge_hooks, to_hook
+from distill.context import LossContext
+from distill.losses import kl, mse
+from distill.registry import METHODS
+from distill.soft_labels import SoftLabels
+from model.keys import rename_keys
+
+INNER, OWN = "origin_model.", "student."  # in the module tree; in checkpoints
+
+
+class GLMStudent(nn.Module):
+    """A GLM and what its method adds to it.
+
+    `state_dict` keys of the GLM are bare, so that a student's checkpoint is a GLM's; a method's own
+    parameters are under `student.`, also inside a task head.
+    """
+
+    Args: ClassVar[type[ArgGroup]] = NoArgs  # the method's group of flags
+
+    def __init__(
+        self,
+        language_model: nn.Module,
+        args: RunArgs,
+        *,
+        show_pre: bool = True,
+        show_inter: bool = True,
+        summary_loss: bool = True,
+    ):
+        """`show_pre`, `show_inter`, `summary_loss`: whether terms are logged, as in the seed."""
+        super().__init__()
+        self.origin_model = language_model
+        self.args = args
+        self.show_pre, self.show_inter = show_pre and summary_loss, show_inter and summary_loss
+        self.soft_labels = SoftLabels(
+            args=args.distill,
+            compat=args.compat,
+            stage="ft" if args.program == "finetune" else "pt",
+        )
+        self.terms: dict[str, Tensor] = {}  # of the last losses, for the log; see take_terms
+        rename_keys(self, _to_file, _to_module)
+
+    # What a method says.
+
+    def pairs(self, t_no: int) -> Iterable[tuple[str, Point, Point]]:
+        """(term, student's point, teacher's point): what is compared one by one."""
+        return ()
+
+    def loss(
+        self, name: str, point: Point, student: Tensor, teacher: Tensor, ctx: LossContext
+    ) -> Tensor:
+        """The loss of one pair: [] or, ctx.keep_batch, [b]. Squared error, if not overridden."""
+        rows = ctx.first_rows("all", "tokens")
+        return mse(student, teacher, layout=point.layout, rows=rows, keep_batch=ctx.keep_batch)
+
+    def student_points(self) -> list[Point]:
+        """What to capture in the student."""
+        return [student for _, student, _ in self.pairs(0)]
+
+    def teacher_points(self, t_no: int) -> list[Point]:
+        """What to capture in teacher `t_no`."""
+        return [teacher for _, _, teacher in self.pairs(t_no)]
+
+    def layer_losses(
+        self, student: Captured, teacher: Captured, ctx: LossContext
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (term, loss): [] or, ctx.keep_batch, [b]. `inter_loss` is their sum."""
+        for name, s, t in self.pairs(ctx.t_no):
+            yield name, self.loss(name, s, student[s], teacher[t], ctx)
+
+    # The seed's API: all that the training step calls.
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """The GLM's forward, hook and hook_op included."""
+        return self.origin_model(*inputs, **kwargs)
+
+    def get_teacher_hook(
+        self, t_no: int = 0, hook_before_analysis: Hook | None = None, **kwargs: Any
+    ) -> Hook:
+        """What to capture in teacher `t_no`; with a hook given, that one and the base's."""
+        points = [*self.teacher_points(t_no), *self.base_points()]
+        return merge_hooks(hook_before_analysis, to_hook(points))
+
+    def get_student_hook(
+        self, hook_before_analysis: Hook | None = None, **kwargs: Any
+    ) -> Hook:
+        """What to capture in the student; with a hook given, that one and the base's."""
+        points = [*self.student_points(), *self.base_points()]
+        return merge_hooks(hook_before_analysis, to_hook(points))
+
+    def get_teacher_hook_op(self, t_no: int = 0, **kwargs: Any) -> Hook:
+        """What to edit in teacher `t_no`'s forward: a hook with callables at its leaves."""
+        return {}
+
+    def get_student_hook_op(self, **kwargs: Any) -> Hook:
+        """What to edit in the student's forward: a hook with callables at its leaves."""
+        return {}
+
+    def inter_loss(
+        self,
+        s_inter_vars: list[Tensor],
+        t_inter_vars: list[Tensor],
+        s_hook: Hook,
+        t_hook: Hook,
+        **kwargs: Any,
+    ) -> Tensor | float:
+        """Loss between captures: [] or, keep_batch, [b]; 0.0 if the method compares none.
+
+        Keywords are LossContext's fields; another one is a TypeError.
+        """
+        ctx = LossContext(**kwargs)
+        student, teacher = Captured(s_hook, s_inter_vars), Captured(t_hook, t_inter_vars)
+        total: Tensor | float = 0.0
+        for name, loss in self._all_layer_losses(student, teacher, ctx):
+            total = total + loss
+            if self.show_inter:
+                self.add_summary(f"inter_loss/{name}", loss)
+        return total
+
+    def pre_loss(
+        self,
+        s_logits: Tensor,
+        t_logits: Tensor | None,
+        loss: Tensor,
+        *,
+        return_dict: bool = False,
+        mse_t_w: float = 1.0,
+        **kwargs: Any,
+    ) -> Tensor | float | dict[str, Tensor | float]:
+        """Soft and hard loss of the prediction layer: [] or, keep_batch, [b]; 0.0 if none is on.
+
+        `loss` is the student's hard loss, [] or [b]. return_dict: {"soft", "hard", "loss"}.
+        Keywords are LossContext's fields; another one is a TypeError.
+        """
+        ctx = LossContext(**kwargs)
+        terms = self.soft_labels.terms(s_logits, t_logits, loss, ctx, teacher_weight=mse_t_w)
+        if self.show_pre:
+            for name, value in terms.items():
+                self.add_summary(f"pre_loss/{name}", value)
+        total = sum(terms.values(), start=0.0)
+        if not return_dict:
+            return total
+        stage = self.soft_labels.stage
+        parts = {part: terms.get(f"{stage}_{part}", 0.0) for part in ("soft", "hard")}
+        return parts | {"loss": total}
+
+    def add_summary(self, name: str, value: Tensor | float) -> None:
+        """Log a number of this step (its mean, if per sample). No effect on training."""
+        if isinstance(value, Tensor):
+            value = value.detach()
+            value = value.float().mean() if value.dim() else value
+        self.terms[name] = value
+
+    def take_terms(self) -> dict[str, Tensor | float]:
+        """What was logged since the last call."""
+        terms, self.terms = self.terms, {}
+        return terms
+
+    # The loss on the vocabulary's logits that every method can add: --distill_logits_parallel.
+
+    def base_points(self) -> list[Point]:
+        """What the base class captures in student and teachers, whatever the method does."""
+        return [logits()] if self.args.distill.distill_logits_parallel else []
+
+    def _all_layer_losses(
+        self, student: Captured, teacher: Captured, ctx: LossContext
+    ) -> Iterator[tuple[str, Tensor]]:
+        yield from self.layer_losses(student, teacher, ctx)
+        flags = self.args.distill
+        if not flags.distill_logits_parallel:
+            return
+        rows = ctx.first_rows("tokens" if flags.distill_logit_mask_pad else "all", "tokens")
+        pair = student[logits()], teacher[logits()]
+        options = {"layout": logits().layout, "rows": rows, "keep_batch": ctx.keep_batch}
+        if flags.distill_logit_mse:
+            yield "logits_parallel", mse(*pair, **options)
+        else:
+            yield "logits_parallel", kl(*pair, temperature=flags.distill_temperature, **options)
+
+
+def build_student(language_model: nn.Module, run: RunArgs) -> nn.Module:
+    """The student that --student_model asks for, around a GLM; without it the GLM itself."""
+    import distill.methods  # noqa: F401 - fills METHODS
+
+    name = run.distill.student_model
+    return language_model if name is None else METHODS[name](language_model, run)
+
+
+def find_student(module: nn.Module) -> GLMStudent | None:
+    """The GLMStudent in a stack of heads and wrappers; None where a GLM is trained alone."""
+    return next((m for m in module.modules() if isinstance(m, GLMStudent)), None)
+
+
+def _to_file(name: str) -> str:
+    return name[len(INNER) :] if name.startswith(INNER) else OWN + name
+
+
+def _to_module(name: str) -> str:
+    return name[len(OWN) :] if name.startswith(OWN) else INNER + name

@@ -1,0 +1,1 @@
+"""Combiners of several teachers; one teacher is the average of one."""

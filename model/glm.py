@@ -1,0 +1,108 @@
+"""GLM: word embeddings, transformer, vocabulary logits with the same embeddings.
+
+Du et al., 2022, arXiv 2103.10360. The state dict has the keys, order and shapes of the official
+checkpoints.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mpu
+from config.model import ModelArgs
+from model.init import normal
+from model.transformer import ParallelTransformer
+from mpu import Recorder
+
+INIT_STD = 0.02
+
+
+class GLMModel(nn.Module):
+    """ids -> logits, or hidden states without `output_predict`.
+
+    Initial weights depend on `seed` alone, not on p: N(0, 0.02^2), and for the two projections that
+    end on the residual stream N(0, 0.02^2 / 2L). Biases 0, LayerNorms 1 and 0.
+    """
+
+    def __init__(
+        self,
+        args: ModelArgs,
+        *,
+        parallel_output: bool = True,
+        output_predict: bool = True,
+        seed: int = 1234,
+    ):
+        super().__init__()
+        self.hidden_size = args.hidden_size
+        self.parallel_output = parallel_output
+        self.output_predict = output_predict
+        generator = torch.Generator().manual_seed(mpu.derive_seed(seed, "glm"))
+        init_method = normal(INIT_STD, generator)
+        output_init_method = normal(INIT_STD / math.sqrt(2 * args.num_layers), generator)
+        self.word_embeddings = mpu.VocabParallelEmbedding(
+            args.vocab_size, args.hidden_size, init_method=init_method
+        )
+        self.transformer = ParallelTransformer(args, init_method, output_init_method)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | int,
+        *mems: Tensor,
+        return_memory: bool = False,
+        detach_memory: bool = True,
+        output_rows: Tensor | None = None,
+        hook: dict | None = None,
+        hook_op: dict | None = None,
+    ) -> tuple:
+        """ids [b, s], positions [b, 2, s], sep -> (logits [b, s, v/p], *mems).
+
+        `position_ids`: positions and block positions; [b, s] without block positions.
+        `attention_mask`: the separator, a number or [b], or a mask [b or 1, 1, s, mem + s]; see
+        `model.attention.glm_mask`. `mems`: see `ParallelTransformer.forward`.
+        `output_rows` int64 [r]: the only positions, counted in the flattened [b * s], whose output
+        is wanted: logits are [r, v/p]. The vocabulary product of the others is left out, unless the
+        hook asks for it.
+        Logits are gathered to the whole vocabulary v without `parallel_output`, and hidden states
+        [b, s, h] without `output_predict`.
+        With a hook: ((logits, *mems), captured).
+        """
+        recorder = Recorder(hook, hook_op)
+        input_ids = recorder.edit("input_ids", input_ids=input_ids)
+        words = self.word_embeddings(input_ids)
+        recorder.add("words_embeddings", words)
+        recorder.add("position_ids", position_ids)
+        hidden, new_mems = self.transformer(
+            words,
+            position_ids,
+            attention_mask,
+            mems,
+            return_memory=return_memory,
+            detach_memory=detach_memory,
+            recorder=recorder.child("transformer"),
+        )
+        if self.output_predict:
+            output = self._logits(hidden, output_rows, recorder)
+        else:
+            output = _pick(hidden, output_rows)
+        return recorder.result((output, *new_mems))
+
+    def _logits(self, hidden: Tensor, rows: Tensor | None, recorder: Recorder) -> Tensor:
+        """[b, s, h] -> [b, s, v/p] or [r, v/p]; v instead of v/p when gathered."""
+        all_positions = recorder.wants("logits_parallel")
+        if not all_positions:
+            hidden = _pick(hidden, rows)
+        hidden = mpu.copy_to_model_parallel_region(hidden)
+        logits = F.linear(hidden, self.word_embeddings.weight)
+        if all_positions:
+            recorder.add("logits_parallel", logits)
+            logits = _pick(logits, rows)
+        return logits if self.parallel_output else mpu.gather_from_model_parallel_region(logits)
+
+
+def _pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    """[b, s, x] -> [r, x]; unchanged without rows."""
+    return x if rows is None else x.flatten(0, 1).index_select(0, rows)

@@ -1,0 +1,37 @@
+"""Parameter name -> Partition, for checkpoints that do not say how they are cut.
+
+The models of this project carry their partitions (`mpu.partition_of`); this table is for files of
+others. A name that is not in it is an error: a guess would cut a tensor along the wrong dimension.
+"""
+
+import re
+
+from mpu.layout import Partition
+
+ROWS, COLUMNS, QKV = Partition(dim=0), Partition(dim=1), Partition(dim=0, stride=3)
+
+_LAYER = r"transformer\.layers\.\d+\."
+_TABLE: tuple[tuple[str, Partition | None], ...] = (
+    (r"word_embeddings\.weight", ROWS),
+    (r"transformer\.(block_)?position_embeddings\.weight", None),
+    (_LAYER + r"(input|post_attention)_layernorm\.(weight|bias)", None),
+    (_LAYER + r"attention\.query_key_value\.(weight|bias)", QKV),
+    (_LAYER + r"attention\.dense\.weight", COLUMNS),
+    (_LAYER + r"attention\.dense\.bias", None),
+    (_LAYER + r"mlp\.dense_h_to_4h\.(weight|bias)", ROWS),
+    (_LAYER + r"mlp\.dense_4h_to_h\.weight", COLUMNS),
+    (_LAYER + r"mlp\.dense_4h_to_h\.bias", None),
+    (r"transformer\.final_layernorm\.(weight|bias)", None),
+    (r"(pool_layer|multichoice_head)\.(weight|bias)", None),
+)
+
+
+def partition_for(name: str) -> Partition | None:
+    """How a checkpoint's tensor is cut; None if every rank has all of it.
+
+    ValueError for a name that no model of this project has.
+    """
+    for pattern, partition in _TABLE:
+        if re.fullmatch(pattern, name):
+            return partition
+    raise ValueError(f"{name}: not a parameter of a GLM, so its partition is not known")

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Lint, format check and tests. `--all` adds what is slow or starts whole programs; the rest goes to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup_env.sh
+bin=${PYTHON_ENV:-.venv}/bin
+
+# Small tensors: threads that wait for each other cost more than they gain.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+marks=(-m "not slow and not e2e and not gpu")
+if [ "${1:-}" = "--all" ]; then
+  marks=()
+  shift
+fi
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+exec "$bin/python" -m pytest "${marks[@]}" "$@"

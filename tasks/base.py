@@ -1,0 +1,78 @@
+"""Task: all that the training step and the evaluation know about what a model is trained for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from data_utils.batch import Batch
+from model.build import HeadSpec
+
+
+class Task(ABC):
+    """One way to turn a batch into inputs, losses and scores. The step is the same for all.
+
+    Losses are un-reduced; `distill.rows.Rows` reduces them over the rows of `row_masks`.
+    """
+
+    name: str
+    head: HeadSpec
+    vocab_parallel: ClassVar[bool]  # the logits are [b, s, v/p], not [b, c]
+    hard_rows: ClassVar[str]  # the row mask that the hard loss is averaged over
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The positional inputs of the model with this task's head."""
+
+    @abstractmethod
+    def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Loss against the labels, un-reduced: [b, s] or [b]."""
+
+    @abstractmethod
+    def row_masks(self, batch: Batch) -> dict[str, Tensor]:
+        """Name -> float mask of the rows that a loss may count, fillers already 0."""
+
+    def num_samples(self, batch: Batch) -> int:
+        """Samples b of the batch, fillers included."""
+        return batch.weight.shape[0]
+
+    def class_mask(self, batch: Batch) -> Tensor | None:
+        """[b, c]: 1 where a choice is real; None where all are."""
+        return batch.choice_mask
+
+    @abstractmethod
+    def predict(self, logits: Tensor, batch: Batch) -> list[Any]:
+        """One prediction a sample, fillers included; collected by `batch.sample_ids`."""
+
+    @property
+    @abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """Names that `metrics` returns, the one that selects the best epoch first."""
+
+    @abstractmethod
+    def metrics(self, predictions: Mapping[int, Any], split: str = "val") -> dict[str, float]:
+        """Sample id -> prediction, for a whole split -> scores. {} if the split has no labels."""
+
+
+def token_mask(position_ids: Tensor) -> Tensor:
+    """[b, 2, s] or [b, s] -> float [b, s]: 1 on tokens.
+
+    Padding has position 0; so has the first token, which stays.
+    """
+    row = position_ids[:, 0] if position_ids.dim() == 3 else position_ids
+    mask = (row > 0).float()
+    mask[:, 0] = 1.0
+    return mask
+
+
+def weighted(mask: Tensor, weight: Tensor) -> Tensor:
+    """[b * c, s] x [b] -> [b * c, s]: rows of filler samples become 0."""
+    each = weight.repeat_interleave(mask.shape[0] // weight.shape[0])
+    return mask * each.to(mask.dtype)[:, None] if mask.dim() == 2 else mask * each
+
+
+def as_float(mask: Tensor | None, like: Tensor) -> Tensor:
+    """A mask in float32; ones like `like` where there is none."""
+    return torch.ones_like(like, dtype=torch.float) if mask is None else mask.float()

@@ -1,0 +1,55 @@
+"""BlockLM: predict the tokens of the target part. Pretraining, and tasks with LM labels."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+import mpu
+from data_utils.batch import Batch
+from model.build import HeadSpec
+from tasks.base import Task, as_float, token_mask, weighted
+
+
+class BlockLM(Task):
+    """Autoregressive blank infilling (GLM, Du et al., 2022, arXiv 2103.10360).
+
+    loss = mean over target tokens of -log softmax(z)[label],  z [b, s, v/p], in nats
+    """
+
+    name = "block_lm"
+    head = HeadSpec("lm")
+    vocab_parallel = True
+    hard_rows = "targets"
+    metric_names = ("loss", "ppl")
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(tokens [b, s], position_ids [b, 2, s], separators [b])."""
+        return batch.tokens, batch.position_ids, batch.attention_mask
+
+    def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """[b, s, v/p] -> [b, s], nats. All-reduces over the model-parallel group."""
+        return mpu.vocab_parallel_cross_entropy(logits, batch.labels)
+
+    def row_masks(self, batch: Batch) -> dict[str, Tensor]:
+        """`targets` [b, s]: the loss mask. `tokens` [b, s]: everything but padding."""
+        return {
+            "targets": weighted(as_float(batch.loss_mask, batch.tokens), batch.weight),
+            "tokens": weighted(token_mask(batch.position_ids), batch.weight),
+        }
+
+    def predict(self, logits: Tensor, batch: Batch) -> list[tuple[float, float]]:
+        """Per sample: (summed loss in nats, target tokens)."""
+        mask = self.row_masks(batch)["targets"]
+        sums = (self.hard_loss(logits, batch) * mask).sum(-1)
+        return list(zip(sums.tolist(), mask.sum(-1).tolist(), strict=True))
+
+    def metrics(
+        self, predictions: Mapping[int, tuple[float, float]], split: str = "val"
+    ) -> dict[str, float]:
+        """`loss`: nats per target token. `ppl`: exp of it, of at most 20 nats as in the seed."""
+        total = math.fsum(loss for loss, _ in predictions.values())
+        count = math.fsum(tokens for _, tokens in predictions.values())
+        if not count:
+            return {}
+        return {"loss": total / count, "ppl": math.exp(min(20.0, total / count))}

@@ -1,0 +1,117 @@
+"""ChoiceTask: pick one of several answers or classes. All that needs no data set."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_utils.batch import Batch
+from model.build import HeadSpec
+from tasks.base import Task, as_float, token_mask, weighted
+
+FAR = 10000.0  # what the seed subtracts from the score of a choice that only fills the batch
+
+
+class ChoiceTask(Task):
+    """Scores z [b, c], labels y [b]; c choices, some perhaps fillers (`choice_mask`)."""
+
+    vocab_parallel = False
+    hard_rows = "samples"
+    metric_names = ("accuracy",)
+
+    def __init__(self, name: str, head: HeadSpec, loss: str = "cross_entropy"):
+        """loss: a name of LOSSES."""
+        assert loss in LOSSES, (loss, list(LOSSES))
+        self.name, self.head, self.loss = name, head, loss
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The head's positional inputs; a choice dimension is flattened by the head."""
+        context = (batch.tokens, batch.position_ids, batch.attention_mask)
+        if self.head.kind == "classification":
+            return context
+        if self.head.kind == "single_token":
+            return (*context, batch.target_ids)
+        if self.head.kind == "multi_token":
+            return (*context, batch.target_ids, batch.logit_mask)
+        answers = (batch.dec_tokens, batch.dec_position_ids)
+        return (*context, *answers, batch.dec_target_ids, batch.dec_logit_mask)
+
+    def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """z [b, c] -> [b]; 0 for samples without a label."""
+        known = batch.labels >= 0
+        mask = as_float(batch.choice_mask, logits)
+        losses = LOSSES[self.loss](logits.float(), batch.labels.clamp(min=0), mask)
+        return torch.where(known, losses, torch.zeros_like(losses))
+
+    def row_masks(self, batch: Batch) -> dict[str, Tensor]:
+        """`samples` [b]; `tokens` [b * c, s]; with cloze heads also `answers` [b * c, s].
+
+        Rows of filler choices are 0.
+        """
+        positions = batch.position_ids.reshape(-1, *batch.position_ids.shape[-2:])
+        rows = batch.weight
+        if batch.choice_mask is not None and batch.tokens.dim() == 3:
+            rows = (batch.weight[:, None] * batch.choice_mask).reshape(-1)
+        masks = {
+            "samples": batch.weight.float(),
+            "tokens": weighted(token_mask(positions), rows),
+        }
+        if batch.logit_mask is not None:
+            answers = batch.logit_mask.reshape(-1, batch.logit_mask.shape[-1]).float()
+            masks["answers"] = weighted(answers, rows)
+        return masks
+
+    def predict(self, logits: Tensor, batch: Batch) -> list[int]:
+        """Index of the best real choice of each sample."""
+        scores = logits.float()
+        if batch.choice_mask is not None:
+            scores = scores.masked_fill(batch.choice_mask == 0, float("-inf"))
+        return scores.argmax(-1).tolist()
+
+    def metrics(self, predictions: Mapping[int, int], split: str = "val") -> dict[str, float]:
+        """Nothing: only a task with data knows the labels."""
+        return {}
+
+
+def _pushed(z: Tensor, real: Tensor) -> Tensor:
+    return z * real - FAR * (1.0 - real)
+
+
+def _of_label(z: Tensor, y: Tensor) -> Tensor:
+    return z.gather(-1, y[:, None]).squeeze(-1)
+
+
+def cross_entropy(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
+    """[b, c] -> [b]: -log softmax(z)[y] over the real choices, in nats."""
+    return F.cross_entropy(_pushed(z, real), y, reduction="none")
+
+
+def hinge(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
+    """[b, c] -> [b]: sum over the other choices of max(0, 1 + z_c - z_y)."""
+    z = _pushed(z, real)
+    return (1.0 + z - _of_label(z, y)[:, None]).clamp(min=0.0).sum(-1) - 1.0
+
+
+def generative(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
+    """[b, c] -> [b]: -z_y, the answer's own log-likelihood."""
+    return -_of_label(z, y)
+
+
+def mix(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
+    """[b, c] -> [b]: generative + cross entropy."""
+    return generative(z, y, real) + cross_entropy(z, y, real)
+
+
+def adapet(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
+    """[b, c] -> [b]: sum of the other real choices' scores - z_y (Tam et al., 2021, arXiv 2103.11955)."""
+    return (z * real).sum(-1) - 2.0 * _of_label(z, y)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "hinge": hinge,
+    "generative": generative,
+    "mix": mix,
+    "adapet": adapet,
+}

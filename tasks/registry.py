@@ -1,0 +1,77 @@
+"""Tasks by name: `--task=SST-2`, `--task=sst2` and `--task=sst_2` are the same."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from config.compat import Compat
+from config.data import DataArgs
+from config.errors import ConfigError
+from config.tasks import FinetuneArgs
+from data_utils.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from tasks.superglue.task import SuperGlueTask
+
+
+class Buildable(Protocol):
+    """What the registry holds: a description that `build` turns into a task."""
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        finetuning: FinetuneArgs,
+        data: DataArgs,
+        tokenizer: Tokenizer,
+        compat: Compat,
+        block_position: bool,
+    ) -> "SuperGlueTask":
+        """The task with its files and tokenizer."""
+
+
+Registered = TypeVar("Registered", bound=type)
+TASKS: dict[str, type[Buildable]] = {}
+
+
+def register_task(name: str) -> Callable[[Registered], Registered]:
+    """Class decorator: make a task known by this name. ValueError for a name already taken."""
+
+    def register(cls: Registered) -> Registered:
+        taken = next((TASKS[known] for known in TASKS if _plain(known) == _plain(name)), None)
+        if taken is not None:
+            raise ValueError(f"task {name}: both {taken.__name__} and {cls.__name__}")
+        TASKS[name] = cls
+        return cls
+
+    return register
+
+
+def task_name(given: str | None) -> str:
+    """The registered name of a task, in whatever spelling. ConfigError lists the known ones."""
+    for known in TASKS:
+        if given is not None and _plain(known) == _plain(given):
+            return known
+    wrong = "unknown task" if given else "a task is needed"
+    raise ConfigError(f"--task={given or ''}: {wrong}; known are {', '.join(sorted(TASKS))}")
+
+
+def build_task(
+    finetuning: FinetuneArgs,
+    data: DataArgs,
+    tokenizer: Tokenizer,
+    compat: Compat,
+    *,
+    block_position: bool = True,
+) -> "SuperGlueTask":
+    """The task of the command line. Its files are read when a split is first asked for.
+
+    block_position: False with --no-block-position, where every answer token has block position 1.
+    ConfigError: unknown task, pattern or metric, a verbalizer that is not one token.
+    """
+    name = task_name(finetuning.task)
+    return TASKS[name].build(name, finetuning, data, tokenizer, compat, block_position)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

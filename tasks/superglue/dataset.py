@@ -1,0 +1,158 @@
+"""The samples of one split, encoded once; and how some of them become a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_utils.batch import Batch
+from tasks.superglue.data import UNLABELLED, Example
+from tasks.superglue.encode import Encoded, Sample
+
+
+class EncodedDataset:
+    """`dataset[i]` is a sample, `dataset[~i]` the same with weight 0, to fill a last batch."""
+
+    def __init__(self, examples: Sequence[Example], encoded: Encoded):
+        self.encoded = encoded
+        self.labels = np.array([x.label for x in examples], dtype=np.int64)
+        self.guids = [x.guid for x in examples]
+        self.idx = [x.idx for x in examples]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Sample:
+        weight, i = (1.0, i) if i >= 0 else (0.0, ~i)
+        if i >= len(self):
+            raise IndexError(i)
+        return self.encoded.sample(i, int(self.labels[i]), weight)
+
+    @property
+    def num_truncated(self) -> int:
+        """Rows that lost tokens."""
+        return self.encoded.num_truncated
+
+    @property
+    def labelled(self) -> bool:
+        """Is every label known?"""
+        return bool((self.labels != UNLABELLED).all())
+
+
+def majority_class_accuracy(dataset: EncodedDataset) -> float:
+    """Accuracy, in percent, of always answering the split's most frequent label."""
+    assert dataset.labelled and len(dataset), "the split has no labels"
+    return 100.0 * float(np.bincount(dataset.labels).max()) / len(dataset)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Samples -> Batch, padded on the right to the longest row.
+
+    eos, sop: command ids. verbalizers: ids of the labels' words, [] for multi-token answers.
+    """
+
+    eos: int
+    sop: int
+    cloze: bool
+    verbalizers: tuple[int, ...] = ()
+    block_position: bool = True  # False: block position 1 on all of the answer
+    fast_decode: bool = False
+    several_rows: bool = False  # a choice dimension, even of one choice
+    seat_after: bool = False  # room for one token after the context, which a head may read
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A choice that is missing in a sample is a copy of its choice 0, masked out."""
+        b = len(samples)
+        num_choices = [max(len(x.contexts), len(x.answers)) for x in samples]
+        c = max(num_choices) if self.several_rows else 1
+        fields = self._fast(samples, c) if self.fast_decode else self._full(samples, c)
+        choice_mask = None
+        if self.several_rows and min(num_choices) < c:
+            choice_mask = torch.tensor([[float(k < n) for k in range(c)] for n in num_choices])
+        if self.verbalizers:
+            fields["target_ids"] = torch.tensor(self.verbalizers).expand(b, -1).clone()
+        return Batch(
+            labels=torch.tensor([x.label for x in samples]),
+            weight=torch.tensor([x.weight for x in samples]),
+            sample_ids=torch.tensor([x.sample_id for x in samples]),
+            choice_mask=choice_mask,
+            **fields,
+        )
+
+    def _width(self, x: Sample) -> int:
+        if not self.cloze:
+            return max(len(context) for context in x.contexts) + self.seat_after
+        return max(len(c) + max(1, len(a)) for c, a in zip(x.contexts, x.answers, strict=True))
+
+    def _full(self, samples: Sequence[Sample], c: int) -> dict[str, Tensor]:
+        rows = _Rows(self, len(samples) * c, max(self._width(x) for x in samples))
+        for i, x in enumerate(samples):
+            for k in range(c):
+                k_real = k if k < len(x.contexts) else 0
+                rows.put(i * c + k, x.contexts[k_real], x.masks[k_real], x.answers[k_real])
+        lead = (len(samples), c) if self.several_rows else (len(samples),)
+        fields = {
+            "tokens": rows.tokens.reshape(*lead, -1),
+            "position_ids": rows.positions.reshape(*lead, 2, -1),
+            "attention_mask": rows.sep.reshape(lead),
+        }
+        if self.cloze:
+            fields["logit_mask"] = rows.scored.reshape(*lead, -1)
+            fields["target_ids"] = rows.targets.reshape(*lead, -1)
+        return {name: torch.from_numpy(array) for name, array in fields.items()}
+
+    def _fast(self, samples: Sequence[Sample], c: int) -> dict[str, Tensor]:
+        b = len(samples)
+        rows = _Rows(self, b, max(len(x.contexts[0]) for x in samples))
+        longest = max(len(answer) for x in samples for answer in x.answers)
+        answers = _Rows(self, b * c, longest)
+        for i, x in enumerate(samples):
+            rows.put(i, x.contexts[0], 0, None)
+            for k in range(c):
+                answers.put_answer(
+                    i * c + k, 0, x.masks[0], x.answers[k if k < len(x.answers) else 0]
+                )
+        fields = {
+            "tokens": rows.tokens,
+            "position_ids": rows.positions,
+            "attention_mask": rows.sep,
+            "dec_tokens": answers.tokens.reshape(b, c, -1),
+            "dec_position_ids": answers.positions.reshape(b, c, 2, -1),
+            "dec_attention_mask": np.repeat(rows.sep, c).reshape(b, c),
+            "dec_target_ids": answers.targets.reshape(b, c, -1),
+            "dec_logit_mask": answers.scored.reshape(b, c, -1),
+        }
+        return {name: torch.from_numpy(array) for name, array in fields.items()}
+
+
+class _Rows:
+    """Padded rows under construction: tokens [r, s], positions [r, 2, s], targets [r, s], ..."""
+
+    def __init__(self, collator: Collator, num_rows: int, width: int):
+        self.collator = collator
+        self.tokens = np.full((num_rows, width), collator.eos, dtype=np.int64)
+        self.positions = np.zeros((num_rows, 2, width), dtype=np.int64)
+        self.targets = np.zeros((num_rows, width), dtype=np.int64)
+        self.scored = np.zeros((num_rows, width), dtype=np.int64)
+        self.sep = np.zeros(num_rows, dtype=np.int64)
+
+    def put(self, r: int, context: np.ndarray, mask: int, answer: np.ndarray | None) -> None:
+        n = self.sep[r] = len(context)
+        self.tokens[r, :n] = context
+        self.positions[r, 0, :n] = np.arange(n)
+        if self.collator.cloze and answer is not None:
+            self.put_answer(r, n, mask, answer)
+
+    def put_answer(self, r: int, start: int, mask: int, answer: np.ndarray) -> None:
+        """[sop] and the answer but for its last token; without one, [sop] alone is scored."""
+        stop = start + max(1, len(answer))
+        self.tokens[r, start] = self.collator.sop
+        self.tokens[r, start + 1 : stop] = answer[:-1]
+        self.positions[r, 0, start:stop] = mask
+        blocks = np.arange(1, stop - start + 1) if self.collator.block_position else 1
+        self.positions[r, 1, start:stop] = blocks
+        self.targets[r, start : start + len(answer)] = answer
+        self.scored[r, start:stop] = 1

@@ -1,0 +1,254 @@
+"""Vector checks of the tasks: encodings of SuperGLUE examples, scores, tokenizers."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config.compat import ALL, Compat
+from config.data import BlockLMArgs, DataArgs, TokenizerArgs
+from config.errors import ConfigError
+from config.tasks import FinetuneArgs
+from data_utils import build_tokenizer
+from tasks import TASKS, task_name
+from tasks.superglue import metrics
+from tasks.superglue.dataset import EncodedDataset
+from tasks.superglue.task import Options, SuperGlueTask
+from tests.vector_checks.common import NOT_IMPLEMENTED, Result, read_json
+
+SPLITS = {"train": "train", "dev": "val", "test": "test"}
+# Golden name -> field of the batch. Targets and masks are padded with 0, text with eos.
+FIELDS = {
+    "text": "tokens",
+    "position": "position_ids",
+    "mask": "attention_mask",
+    "target": "target_ids",
+    "logit_mask": "logit_mask",
+    "dec_text": "dec_tokens",
+    "dec_position": "dec_position_ids",
+    "dec_mask": "dec_attention_mask",
+    "dec_target": "dec_target_ids",
+    "dec_logit_mask": "dec_logit_mask",
+}
+UNPADDED = {"mask", "dec_mask"}
+
+
+def check_encodings(case: Path) -> list[Result]:
+    """One result a file of the case."""
+    results = []
+    for path in sorted(case.glob("*.json")):
+        part = f"{case.name}/{path.stem}"
+        if path.stem == "args":
+            continue
+        if path.stem == "tokenizers":
+            from tests.vector_checks.data import check_tokenizers
+
+            results += check_tokenizers(case)
+        elif path.stem == "other_glue_patterns":
+            results += _check_patterns(part, read_json(case, path.name))
+        elif path.stem == "record_collate" or not _known(path.stem):
+            results.append(Result(part, NOT_IMPLEMENTED, message="a task of a later issue"))
+        else:
+            results.append(_check_task(part, read_json(case, path.name)))
+    return results
+
+
+def check_metrics(case: Path) -> list[Result]:
+    """Scores of CB, MultiRC and ReCoRD on made-up predictions."""
+    expected, result = read_json(case, "expected.json"), Result(case.name)
+    for k, x in enumerate(expected.get("cb", [])):
+        actual = metrics.accuracy(x["predictions"], x["labels"])
+        result.values(f"cb {k} accuracy", actual, x["accuracy"])
+        actual = metrics.f1_macro(x["predictions"], x["labels"])
+        result.values(f"cb {k} f1", actual, x["f1_macro"])
+    for k, x in enumerate(expected.get("multirc", [])):
+        actual = metrics.multirc(x["predictions"], x["labels"], x["question_idx"])
+        for name in ("em", "f1a", "acc"):
+            result.values(f"multirc {k} {name}", actual[name], x[name])
+    queries = expected.get("record_examples", [])
+    candidates, answers = [q["candidates"] for q in queries], [q["answers"] for q in queries]
+    for k, x in enumerate(expected.get("record", [])):
+        actual = metrics.record(x["predictions"], candidates, answers)
+        for name in ("em", "f1"):
+            result.values(f"record {k} {name}", actual[name], x[name])
+    known = {"cb", "multirc", "record", "record_examples"}
+    if set(expected) - known:
+        result.fail(f"no check for {sorted(set(expected) - known)}")
+    return [result]
+
+
+def _check_task(part: str, golden: dict[str, Any]) -> Result:
+    result = Result(part)
+    for encoding in golden["encodings"]:
+        if "crash" in encoding:
+            _check_crash(result, golden, encoding)
+            continue
+        label = " ".join(
+            str(encoding[k])
+            for k in ("tokenizer", "pattern_id", "seq_length", "split", "extra_flags")
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            task = _task(golden, encoding, folder)
+            if task is None:
+                result.fail(f"{label}: flags not supported")
+                continue
+            _compare(result, label, task, encoding)
+    return result
+
+
+def _check_crash(result: Result, golden: dict[str, Any], encoding: dict[str, Any]) -> None:
+    """Where the seed raises, we raise too, with a message for people."""
+    name, tokenizer, pattern, length, split = encoding["args"]
+    asked = {
+        "task": name,
+        "tokenizer": tokenizer,
+        "pattern_id": int(pattern),
+        "seq_length": int(length),
+        "split": split,
+        "extra_flags": encoding["extra"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _task(golden, asked, folder)
+        except ConfigError:
+            return
+    result.fail(f"{encoding['args']}: no error, the seed has {encoding['crash']}")
+
+
+def _task(golden: dict[str, Any], encoding: dict[str, Any], folder: str) -> SuperGlueTask | None:
+    """The task that the encoding asks for, its files in `folder`; None for unknown flags."""
+    options: dict[str, Any] = {
+        "seq_length": encoding["seq_length"],
+        "data_dir": folder,
+        "w14": "W14" in Compat.parse(ALL),
+    }
+    for flag in encoding["extra_flags"]:
+        name, _, value = flag.partition("=")
+        if name == "--multi-token":
+            options["multi_token"] = True
+        elif name == "--no-cloze":
+            options["cloze"] = False
+        elif name == "--no-block-position":
+            options["block_position"] = False
+        elif name == "--fast-decode":
+            options["fast_decode"] = True
+        elif name == "--length-penalty":
+            options["length_penalty"] = float(value)
+        else:
+            return None
+    name = task_name(encoding["task"])
+    pvp = TASKS[name](name, encoding["pattern_id"])
+    text = "\n".join(golden["file_lines"]) + "\n"
+    for file in pvp.files[SPLITS[encoding["split"]]][:1]:
+        (Path(folder) / file).write_text(text, encoding="utf-8")
+    return SuperGlueTask(pvp, tokenizer_of(encoding["tokenizer"]), Options(**options))
+
+
+def _compare(result: Result, label: str, task: SuperGlueTask, encoding: dict[str, Any]) -> None:
+    dataset = task.dataset(SPLITS[encoding["split"]])
+    result.exact(f"{label} labels", list(task.pvp.labels), [str(x) for x in encoding["labels"]])
+    multi = encoding.get("is_multi_token")
+    if multi is not None:
+        result.exact(f"{label} is_multi_token", task.multi_token, multi)
+    result.exact(f"{label} num_truncated", dataset.num_truncated, encoding["num_truncated"])
+    result.exact(f"{label} examples", len(dataset), len(encoding["examples"]))
+    for i, example in enumerate(encoding["examples"][: len(dataset)]):
+        actual = golden_sample(task, dataset, i, example["sample"])
+        for key, expected in example["sample"].items():
+            result.exact(f"{label} {example['guid']} {key}", actual.get(key), expected)
+        extra = set(actual) - set(example["sample"])
+        if extra:
+            result.fail(f"{label} {example['guid']}: fields {sorted(extra)} more than expected")
+
+
+def golden_sample(
+    task: SuperGlueTask, dataset: EncodedDataset, i: int, like: dict[str, Any]
+) -> dict[str, Any]:
+    """Sample i as the seed makes it, padded to the lengths of `like`."""
+    batch = task.collate([dataset[i]])
+    eos = task.tokenizer.get_command("eos").Id
+    sample: dict[str, Any] = {"label": int(batch.labels[0]), "uid": dataset.guids[i]}
+    for key, name in FIELDS.items():
+        tensor = getattr(batch, name)
+        if tensor is None:
+            continue
+        tensor = tensor[0]
+        if key not in UNPADDED and key in like:
+            width = len(torch.tensor(like[key]).reshape(-1, _last(like[key]))[0])
+            tensor = _padded(tensor, width, eos if key.endswith("text") else 0)
+        sample[key] = tensor.tolist()
+    if "prompt_pos" in like:  # no continuous prompts: empty, once a choice
+        several = task.multi_token and not task.fast_decode
+        sample["prompt_pos"] = [[] for _ in sample["text"]] if several else []
+    return sample
+
+
+def _last(nested: list) -> int:
+    while isinstance(nested[0], list):
+        nested = nested[0]
+    return len(nested)
+
+
+def _padded(tensor: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, max(0, width - tensor.shape[-1])), value=value)
+
+
+def _check_patterns(part: str, golden: list[dict[str, Any]]) -> list[Result]:
+    """Patterns of further tasks, each on one pair of texts; a result a task, one for the others."""
+    results: dict[str, Result] = {}
+    missing = set()
+    for x in golden:
+        if not _known(x["task"]):
+            missing.add(x["task"])
+            continue
+        result = results.setdefault(x["task"], Result(f"{part}/{x['task']}"))
+        name = task_name(x["task"])
+        pvp = TASKS[name](name, x["pattern_id"])
+        texts = (x["text_a"], x["text_b"])[: len(pvp.fields)]
+        line = {names[0]: text for names, text in zip(pvp.fields, texts, strict=True)}
+        file = {"file_lines": [json.dumps(line | {"label": x["label"], "idx": 0})]}
+        asked = x | {"split": "train", "extra_flags": []}
+        with tempfile.TemporaryDirectory() as folder:
+            task = _task(file, asked, folder)
+            dataset = task.dataset("train")
+            actual = golden_sample(task, dataset, 0, x["sample"])
+        actual["uid"] = x["sample"]["uid"]  # made up by the recorder
+        result.exact(f"{x['task']} {x['pattern_id']}", actual, x["sample"])
+        result.exact(f"{x['task']} labels", list(task.pvp.labels), [str(y) for y in x["labels"]])
+    if missing:
+        message = f"tasks of a later issue: {', '.join(sorted(missing))}"
+        return [*results.values(), Result(part, NOT_IMPLEMENTED, message=message)]
+    return list(results.values())
+
+
+def _known(name: str) -> bool:
+    try:
+        return bool(task_name(name))
+    except ConfigError:
+        return False
+
+
+_TOKENIZERS: dict[str, Any] = {}
+
+
+def tokenizer_of(name: str) -> Any:
+    """The recorder's `bert` or `gpt2`."""
+    if name not in _TOKENIZERS:
+        kinds = {
+            "bert": ("BertWordPieceTokenizer", "bert-base-uncased"),
+            "gpt2": ("GPT2BPETokenizer", None),
+        }
+        kind, model = kinds[name]
+        args = TokenizerArgs(tokenizer_type=kind, tokenizer_model_type=model)
+        _TOKENIZERS[name] = build_tokenizer(args, BlockLMArgs(block_lm=True))
+    return _TOKENIZERS[name]
+
+
+CHECKS: dict[str, Callable[[Path], list[Result]]] = {
+    "superglue_encodings": check_encodings,
+    "metrics": check_metrics,
+}
