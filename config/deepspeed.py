@@ -98,7 +98,7 @@ def _get(content: Mapping[str, Any], key: tuple[str, ...]) -> Any:
     """The value at a path of keys; None if it is absent or "auto"."""
     value: Any = content
     for part in key:
-        if isinstance(value, list):
+        if isinstance(value, list) and part.isdigit():
             value = value[int(part)] if int(part) < len(value) else None
         else:
             value = value.get(part) if isinstance(value, Mapping) else None

@@ -38,7 +38,7 @@ class StepSampler:
         epochs: int | None = None,
         iterations: int | None = None,
     ):
-        assert micro_batch > 0 and accumulation > 0, (micro_batch, accumulation)
+        assert min(micro_batch, accumulation) > 0, (micro_batch, accumulation)
         assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
         assert num_samples is None or num_samples > 0, "an empty data set has no batches"
         assert num_samples is not None or epochs is None, "a stream has no epochs"

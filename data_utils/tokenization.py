@@ -90,7 +90,7 @@ class Tokenizer(ABC):
         return -(-self.num_tokens // divisible_by) * divisible_by
 
     def get_command(self, name: str) -> CommandToken:
-        """A command token: pad, eos, ENC, MASK, sep, unk, sop, eop; gMASK, sMASK, dBLOCK if asked."""
+        """One of pad, eos, ENC, MASK, sep, unk, sop, eop; gMASK, sMASK, dBLOCK if asked for."""
         if name not in self.commands:
             known = ", ".join(self.commands)
             raise KeyError(f"{name}: no such command token; this tokenizer has {known}")

@@ -13,7 +13,7 @@ masked ones and padding included, and hard losses by the micro-batch's own (--co
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -34,19 +34,12 @@ class Rows:
     num_samples: int  # b, the length of a loss with keep_batch
     index: Tensor | None = None  # [n] unmasked places in mask.flatten(), where picking pays
     outside: Tensor | None = None  # as mask: rows that are masked and yet counted (D3)
-    _picked: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def pick(self, x: Tensor) -> Tensor:
-        """[*mask.shape, ...] -> [n, ...], the unmasked rows; x itself when most rows count.
-
-        The same x is picked once: hard and soft loss share the copy and its backward.
-        """
+        """[*mask.shape, ...] -> [n, ...], the unmasked rows; x itself when most rows count."""
         if self.index is None:
             return x
-        if id(x) not in self._picked:
-            flat = x.flatten(0, self.mask.dim() - 1)
-            self._picked[id(x)] = x, flat.index_select(0, self.index)
-        return self._picked[id(x)][1]
+        return x.flatten(0, self.mask.dim() - 1).index_select(0, self.index)
 
     def mean(self, losses: Tensor, keep_batch: bool = False, masked: float = 0.0) -> Tensor:
         """Row losses, `[*mask.shape]` or picked `[n]` -> [] or, keep_batch, [b].

@@ -56,6 +56,13 @@ class SoftLabels:
             return MSE if args.distill_ft_soft_mse else KL if args.distill_ft_soft_kl else CE
         return MSE if args.distill_pt_soft_mse else CE if args.distill_pt_soft_ce else KL
 
+    @property
+    def targets_only(self) -> bool:
+        """Whether a language model's soft labels need target positions only, or none."""
+        args = self.args
+        every = args.distill_wo_loss_mask or args.distill_only_mask_pad
+        return not self.soft or not (every or self._ignores_mask)
+
     def terms(
         self,
         student: Tensor,
@@ -98,12 +105,16 @@ class SoftLabels:
     def _rows(self, context: LossContext) -> Rows | None:
         if context.layout is not Layout.SHARD_LAST:
             return context.first_rows("samples")
-        if self.kind == MSE and self.stage == "ft" and "D1" in self.compat:
-            return context.first_rows("all")
-        if self.args.distill_wo_loss_mask:
+        if self.targets_only:
+            return context.first_rows("targets")
+        if self._ignores_mask or self.args.distill_wo_loss_mask:
             return context.first_rows("all", "tokens")
-        if self.args.distill_only_mask_pad:
-            if "D3" in self.compat and context.labels is not None and "all" in context.rows:
-                return masked_rows(context.rows["all"], context.labels > 0)
-            return context.first_rows("tokens")
-        return context.first_rows("targets")
+        every = context.rows.get("all")
+        if "D3" in self.compat and every is not None and context.labels is not None:
+            return masked_rows(every, context.labels > 0)
+        return context.first_rows("tokens")
+
+    @property
+    def _ignores_mask(self) -> bool:
+        """D1: a misspelt keyword in the seed."""
+        return self.kind == MSE and self.stage == "ft" and "D1" in self.compat

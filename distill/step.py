@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from config import RunArgs
 from data_utils.batch import Batch
-from distill.capture import merge_hooks, to_hook
+from distill.capture import Hook, merge_hooks, to_hook
 from distill.context import LossContext, TrainState
 from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
 from distill.student import find_student
@@ -86,8 +86,9 @@ class DistillStep:
         hard_rows = self._hard_rows(batch, masks, counts)
         if self.method is None or not self.teachers:
             batch = batch.to(self.student.device)
-            logits = self._logits(self.student(*self.task.inputs(batch)))
-            return StepOutput(self._hard_loss(logits, batch, hard_rows))
+            options = self._output_rows(hard_rows)
+            outputs = self.student(*self.task.inputs(batch), **options)
+            return StepOutput(self._hard_loss(_logits(outputs), batch, hard_rows))
         rows = self._rows(batch, masks, counts, hard_rows)
         return self._distill(batch.to(self.student.device), rows, hard_rows)
 
@@ -95,20 +96,19 @@ class DistillStep:
         method, inputs = self.method, self.task.inputs(batch)
         base = to_hook(method.base_points())
         hook = merge_hooks(method.get_student_hook(), base)
-        hook_op = method.get_student_hook_op(teacher_models=[t.module for t in self.teachers])
+        hook_op = method.get_student_hook_op(teacher_models=self._teacher_models())
+        options = self._output_rows(hard_rows) if method.needs_targets_only() else {}
         captured: list[Tensor] = []
-        options = {"hook_op": hook_op} if hook_op else {}
-        outputs = hook_model(hook or None, captured, self.student, *inputs, **options)
-        logits = self._logits(outputs)
+        outputs = _forward(self.student, inputs, hook, hook_op, captured, options)
+        logits, captured = _logits(outputs), in_fp32(captured)
         hard_loss = self._hard_loss(logits, batch, hard_rows)
-        captured = in_fp32(captured)
-        method.take_terms()
+        method.take_terms()  # of a forward outside this step
         terms: dict[str, Tensor | float] = {"Train/hard_loss": hard_loss.detach()}
         losses = []
         for t_no, teacher in enumerate(self.teachers):
             t_hook = merge_hooks(method.get_teacher_hook(t_no=t_no), base)
-            t_hook_op = method.get_teacher_hook_op(t_no=t_no, teacher_models=self.teachers)
-            output = teacher(inputs, t_hook, t_hook_op)
+            t_hook_op = method.get_teacher_hook_op(t_no=t_no, teacher_models=self._teacher_models())
+            output = teacher(inputs, t_hook, t_hook_op, **options)
             context = self._context(batch, rows, t_no).keywords()
             # Staged methods rely on the order: prediction layer first.
             loss = method.pre_loss(logits, output.logits, hard_loss, **context)
@@ -119,15 +119,22 @@ class DistillStep:
             terms[f"teacher_loss/teacher_{t_no}_t{t_no}"] = losses[-1].detach()
         return StepOutput(average(losses), terms)
 
-    def _logits(self, outputs: object) -> Tensor:
-        return outputs[0] if isinstance(outputs, tuple) else outputs
+    def _teacher_models(self) -> list[nn.Module]:
+        return [teacher.module for teacher in self.teachers]
+
+    def _output_rows(self, rows: Rows) -> dict[str, Tensor]:
+        """Of a language model only rows with a target are computed, where that saves work."""
+        if rows.index is None or self.task.head.kind != "lm":
+            return {}
+        return {"output_rows": rows.index}
 
     def _hard_loss(self, logits: Tensor, batch: Batch, rows: Rows) -> Tensor:
-        """[] exact mean over the rows; of a language model only rows with a target are computed."""
+        """[] exact mean over the rows. Logits of all rows, or [n, v/p] of those with a target."""
         if rows.index is None:
             return rows.mean(self.task.hard_loss(logits, batch))
         picked = dataclasses.replace(batch, labels=rows.pick(batch.labels)[None])
-        return rows.mean(self.task.hard_loss(rows.pick(logits)[None], picked)[0])
+        logits = rows.pick(logits) if logits.dim() == 3 else logits
+        return rows.mean(self.task.hard_loss(logits[None], picked)[0])
 
     def _context(self, batch: Batch, rows: dict[str, Rows], t_no: int) -> LossContext:
         whole = self.task.vocab_parallel
@@ -171,6 +178,23 @@ class DistillStep:
         others = {key: mask for key, mask in masks.items() if key != name}
         rows = exact_rows(others, counts.totals, number, device) | {name: hard_rows}
         return rows | {"all": rows["tokens"]}
+
+
+def _forward(
+    model: Engine,
+    inputs: Sequence[Tensor],
+    hook: Hook,
+    hook_op: Hook,
+    captured: list[Tensor],
+    options: Mapping[str, Tensor],
+) -> object:
+    """Call with hooks only where there are some."""
+    edits = {"hook_op": hook_op} if hook_op else {}
+    return hook_model(hook or None, captured, model, *inputs, **edits, **options)
+
+
+def _logits(outputs: object) -> Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _as_tensor(loss: Tensor | float, like: Tensor) -> Tensor:

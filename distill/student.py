@@ -97,9 +97,7 @@ class GLMStudent(nn.Module):
         points = [*self.teacher_points(t_no), *self.base_points()]
         return merge_hooks(hook_before_analysis, to_hook(points))
 
-    def get_student_hook(
-        self, hook_before_analysis: Hook | None = None, **kwargs: Any
-    ) -> Hook:
+    def get_student_hook(self, hook_before_analysis: Hook | None = None, **kwargs: Any) -> Hook:
         """What to capture in the student; with a hook given, that one and the base's."""
         points = [*self.student_points(), *self.base_points()]
         return merge_hooks(hook_before_analysis, to_hook(points))
@@ -171,6 +169,14 @@ class GLMStudent(nn.Module):
         """What was logged since the last call."""
         terms, self.terms = self.terms, {}
         return terms
+
+    def needs_targets_only(self) -> bool:
+        """Whether `pre_loss` needs a language model's logits at target positions only.
+
+        Those are then all that is computed: logits [n, v/p] instead of [b, s, v/p].
+        """
+        own = type(self).pre_loss is not GLMStudent.pre_loss
+        return not own and self.soft_labels.targets_only
 
     # The loss on the vocabulary's logits that every method can add: --distill_logits_parallel.
 

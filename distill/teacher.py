@@ -86,39 +86,31 @@ def build_teacher(
 
     model_args = args.model_args(run.model)
     seed = run.train.seed + 1 + number  # of weights that are not loaded: not the student's
+    if not args.random_para:
+        _check_source(args, number, run, fingerprint)
     module = build_model(model_args, task.head, seed=seed)
     module = add_head(module, task.head, model_args, seed=seed)
     if not args.random_para:
-        if args.load_pretrained is None:
-            raise ConfigError(
-                f"--teacher_load_pretrained: teacher {number} has no weights; "
-                "give its checkpoint, or --teacher_random_para for a test"
-            )
-        saved = load_weights(args.load_pretrained, module, what=f"teacher {number}")
-        problems = _unlike(saved or {}, args.load_pretrained, run, fingerprint)
-        if problems:
-            raise ConfigError(problems)
+        load_weights(args.load_pretrained, module, what="--teacher_load_pretrained")
     dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
     return Teacher(module.to(device=device, dtype=dtype))
 
 
-def _unlike(
-    saved: dict[str, Any], path: str, run: RunArgs, fingerprint: str | None
-) -> list[str]:
-    """Where a teacher's saved configuration cannot go with this student."""
-    problems = []
-    theirs = saved.get("tokenizer_fingerprint")
-    if theirs is not None and fingerprint is not None and theirs != fingerprint:
-        kind = saved.get("tokenizer", {})
-        named = kind.get("tokenizer_model_type") or kind.get("tokenizer_path") or "unknown"
-        problems.append(
-            f"--teacher_load_pretrained={path}: was trained with another tokenizer ({named}); "
-            "teacher and student must share their vocabulary"
+def _check_source(args: TeacherArgs, number: int, run: RunArgs, fingerprint: str | None) -> None:
+    """ConfigError where a teacher's checkpoint cannot go with this student."""
+    from distill.engine.checkpoint import check_tokenizer, read_config
+
+    path, what = args.load_pretrained, "--teacher_load_pretrained"
+    if path is None:
+        raise ConfigError(
+            f"{what}: teacher {number} has no weights; give its checkpoint, or "
+            "--teacher_random_para for a test"
         )
-    width = saved.get("model", {}).get("vocab_size")
+    if fingerprint is not None:
+        check_tokenizer(path, fingerprint, what=what)
+    width = (read_config(path) or {}).get("model", {}).get("vocab_size")
     if width is not None and width != run.model.vocab_size:
-        problems.append(
-            f"--teacher_load_pretrained={path}: has {width} vocabulary entries, the student "
-            f"{run.model.vocab_size}; use the same tokenizer and --make-vocab-size-divisible-by"
+        raise ConfigError(
+            f"{what}={path}: has {width} vocabulary entries, the student {run.model.vocab_size}; "
+            "use the same tokenizer and --make-vocab-size-divisible-by"
         )
-    return problems

@@ -202,7 +202,7 @@ class GLMForSequenceClassification(_Head):
         batch, length = input_ids.shape
         rows = torch.arange(batch, device=input_ids.device) * length
         if self.pool_token != "cls":
-            rows = rows + attention_mask - (self.pool_token == "pad")
+            rows = rows + attention_mask - int(self.pool_token == "pad")
         (hidden, *mems), captured = _call(
             self.model, input_ids, position_ids, attention_mask, rows, hook, hook_op
         )

@@ -104,7 +104,7 @@ def mix(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
 
 
 def adapet(z: Tensor, y: Tensor, real: Tensor) -> Tensor:
-    """[b, c] -> [b]: sum of the other real choices' scores - z_y (Tam et al., 2021, arXiv 2103.11955)."""
+    """[b, c] -> [b]: the other real choices' scores - z_y (ADAPET, arXiv 2103.11955)."""
     return (z * real).sum(-1) - 2.0 * _of_label(z, y)
 
 

@@ -10,7 +10,7 @@
 
 How: a server process imports torch once (`preload="deepspeed"`: DeepSpeed too, and what its
 initialize imports) and forks the ranks of each call. It never runs a tensor operation itself, so
-forking is safe. Each kind of server starts at its first use (2 s; 5 s with DeepSpeed) and ends with
+forking is safe. Each kind of server starts at its first use (3 s; 5 s with DeepSpeed) and ends with
 the process that uses it. Works from pytest, from scripts and from `python -m`.
 
 A rank starts with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, OMP_NUM_THREADS=1,
@@ -44,16 +44,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_TORCH = (
+    "torch",
+    "torch.distributed",
+    "torch.utils.checkpoint",
+    "torch._dynamo",  # the first activation checkpoint imports it
+    "numpy",
+    "pytest",
+)
 PRELOAD = {
-    "torch": ("torch", "torch.distributed", "torch.utils.checkpoint", "numpy", "pytest"),
+    "torch": _TORCH,
     "deepspeed": (
-        "torch",
-        "torch.distributed",
-        "torch.utils.checkpoint",
-        "numpy",
-        "pytest",
+        *_TORCH,
         "deepspeed",
-        "torch._dynamo",
         "torch._inductor.lowering",
         "torch._inductor.scheduler",
         "torch.distributed.tensor",
@@ -154,14 +157,13 @@ class _Server:
 
     def __init__(self, preload: str):
         ours, theirs = socket.socketpair()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
+        environment = {**os.environ, **ENVIRONMENT}
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
         code = f"from tests.ranks import serve; serve({theirs.fileno()}, {preload!r})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=ROOT,
+            cwd=ROOT,  # python -c looks for modules there
             env=environment,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ from config import ConfigError, RunArgs
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.optimizer import build_optimizer, set_lr
-from distill.engine.wrap import Engine, StepResult, forward, poison_unless_finite, reach_all
+from distill.engine.wrap import Engine, StepResult, given, poison_unless_finite, reach_all
 from model.build import parameter_groups
 
 
@@ -51,12 +51,28 @@ class DeepSpeedEngine(Engine):
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         if hasattr(scaler, "raise_error_at_min_scale"):
             scaler.raise_error_at_min_scale = False  # the loop ends a run, with a message
-        # Alone among the combinations, fp32 without ZeRO would step on a NaN.
         low = run.precision.fp16 or run.precision.bf16
+        if self.stage == 0 and low:
+            self._undo_first_step()
+        # Alone among the combinations, fp32 without ZeRO would step on a NaN.
         self._check_finite = self.stage == 0 and not low
 
-    def __call__(self, *inputs: Tensor, hook: Any = None, hook_op: Any = None) -> Any:
-        return forward(self._engine, inputs, hook, hook_op)
+    def __call__(
+        self,
+        *inputs: Tensor,
+        output_rows: Tensor | None = None,
+        hook: Any = None,
+        hook_op: Any = None,
+    ) -> Any:
+        return self._engine(*inputs, **given(output_rows, hook, hook_op))
+
+    def _undo_first_step(self) -> None:
+        """DeepSpeed's optimizer without ZeRO takes a step with zero gradients when it is made.
+
+        That decays the weights and counts as a step, so the first real ones would be too small.
+        """
+        self._engine.basic_optimizer.state.clear()
+        self._engine.optimizer.refresh_fp32_params()
 
     def autocast(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()  # the weights themselves are in the run's precision

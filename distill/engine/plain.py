@@ -13,7 +13,7 @@ from config import RunArgs
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.optimizer import build_optimizer, set_lr
-from distill.engine.wrap import Engine, StepResult, forward, poison_unless_finite, reach_all
+from distill.engine.wrap import Engine, StepResult, given, poison_unless_finite, reach_all
 
 MODEL_FILE = "mp_rank_{:02d}_model_states.pt"
 OPTIMIZER_FILE = "mp_rank_{:02d}_optim_states.pt"
@@ -42,9 +42,15 @@ class PlainEngine(Engine):
         self._ddp = _data_parallel(module)
         self._one = torch.ones((), device=self.device)
 
-    def __call__(self, *inputs: Tensor, hook: Any = None, hook_op: Any = None) -> Any:
+    def __call__(
+        self,
+        *inputs: Tensor,
+        output_rows: Tensor | None = None,
+        hook: Any = None,
+        hook_op: Any = None,
+    ) -> Any:
         with self.autocast():
-            return forward(self._ddp or self.module, inputs, hook, hook_op)
+            return (self._ddp or self.module)(*inputs, **given(output_rows, hook, hook_op))
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self._dtype is torch.float32:

@@ -41,8 +41,17 @@ class Engine(ABC):
     kind: str  # "plain", "deepspeed stage 1": who can resume whose checkpoints
 
     @abstractmethod
-    def __call__(self, *inputs: Tensor, hook: Any = None, hook_op: Any = None) -> Any:
-        """Forward of the module in the run's precision. Captures, if asked for, are outputs."""
+    def __call__(
+        self,
+        *inputs: Tensor,
+        output_rows: Tensor | None = None,
+        hook: Any = None,
+        hook_op: Any = None,
+    ) -> Any:
+        """Forward of the module in the run's precision. Captures, if asked for, are outputs.
+
+        Keywords are passed on only where they are given, so that any module can be trained.
+        """
 
     @abstractmethod
     def autocast(self) -> AbstractContextManager[Any]:
@@ -69,13 +78,10 @@ class Engine(ABC):
         """Read what `save` wrote, bit for bit; returns `client` (and more)."""
 
 
-def forward(
-    function: Callable[..., Any], inputs: tuple[Tensor, ...], hook: Any, hook_op: Any
-) -> Any:
-    """Call a module, naming hooks only where there are some: any module can be trained."""
-    if hook is None and hook_op is None:
-        return function(*inputs)
-    return function(*inputs, hook=hook, hook_op=hook_op)
+def given(output_rows: Tensor | None, hook: Any, hook_op: Any) -> dict[str, Any]:
+    """The keywords of a forward that were given."""
+    options = {"output_rows": output_rows, "hook": hook, "hook_op": hook_op}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def poison_unless_finite(loss: Tensor) -> Tensor:

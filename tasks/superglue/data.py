@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_utils.corpora import clean_text
+
 UNLABELLED = -1
 SPLITS = ("train", "val", "test")
-PUNCTUATION = str.maketrans(
-    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-"}
-)
 
 
 @dataclass(slots=True)
@@ -43,7 +42,7 @@ class Record:
                 value = self.values[name]
                 if not isinstance(value, str):
                     raise ValueError(f"{self.where}: field {name!r} is {value!r}; must be a text")
-                return value.translate(PUNCTUATION)
+                return clean_text(value)
         wanted = " or ".join(repr(name) for name in names)
         raise ValueError(f"{self.where}: no field {wanted}; there are {sorted(self.values)}")
 

@@ -43,7 +43,7 @@ class EncodedDataset:
 
 def majority_class_accuracy(dataset: EncodedDataset) -> float:
     """Accuracy, in percent, of always answering the split's most frequent label."""
-    assert dataset.labelled and len(dataset), "the split has no labels"
+    assert dataset.labelled, "the split has no labels"
     return 100.0 * float(np.bincount(dataset.labels).max()) / len(dataset)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from config.errors import ConfigError
 from data_utils.tokenization import Tokenizer
 
 
@@ -26,6 +27,7 @@ class Mask:
 
 MASK = Mask()
 Part = str | Cut | Mask
+Piece = tuple[list[int], Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Layout:
     seq_length: int
     cloze: bool = True
     fast_decode: bool = False  # one context a sample, the answers as rows of their own
-    first_mask: bool = False  # W14: answers belong to the first mask id, the user's own included
+    w14: bool = False  # the seed: answers belong to the first mask id, even one in the user's own
+    # text; a classifier's row is cut at its end, where the second text may be lost
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class Encoded:
     first_context: np.ndarray  # int64 [samples + 1]
     first_answer: np.ndarray  # int64 [samples + 1]
     num_truncated: int = 0  # rows that lost tokens
+    num_squeezed: int = 0  # those among them that also lost text meant to stay, as a COPA choice
 
     def sample(self, i: int, label: int, weight: float) -> Sample:
         """Sample i."""
@@ -104,16 +108,15 @@ def encode(
 ) -> Encoded:
     """Rows of every sample -> ids. Every text is tokenized once, all in one call.
 
-    ValueError names the line (`where`) whose pattern does not fit into --seq-length.
+    A row that is too long loses what may be cut (`Cut`), as in the seed. Where that is not enough,
+    and the seed fails, its longest pieces are cut to one length, the answer included. ValueError
+    names the line (`where`) if there is no room for the pattern.
     """
     encoder = _Encoder(tokenizer, layout)
     encoder.tokenize(row for sample in rows for row in sample)
     first_context, first_answer = [0], [0]
     for sample, place in zip(rows, where, strict=True):
-        for row in sample[:1] if layout.fast_decode else sample:
-            encoder.add_context(row, place)
-        for row in sample:
-            encoder.answers.append(encoder.answer(row))
+        encoder.add(sample, place)
         first_context.append(len(encoder.contexts))
         first_answer.append(len(encoder.answers))
     return Encoded(
@@ -123,6 +126,7 @@ def encode(
         first_context=np.array(first_context, dtype=np.int64),
         first_answer=np.array(first_answer, dtype=np.int64),
         num_truncated=encoder.num_truncated,
+        num_squeezed=encoder.num_squeezed,
     )
 
 
@@ -136,6 +140,18 @@ def cut_shares(a: int, b: int, surplus: int) -> tuple[int, int]:
     return rest // 2 + (ahead if a > b else 0), (rest + 1) // 2 + (ahead if b > a else 0)
 
 
+def cut_level(lengths: Sequence[int], room: int) -> int:
+    """The largest cap with which pieces of these lengths, each cut to it, fill at most `room`."""
+    low, high = 0, max(lengths)
+    while low < high:
+        cap = (low + high + 1) // 2
+        if sum(min(n, cap) for n in lengths) <= room:
+            low = cap
+        else:
+            high = cap - 1
+    return low
+
+
 @dataclass(slots=True)
 class _Encoder:
     tokenizer: Tokenizer
@@ -144,6 +160,7 @@ class _Encoder:
     answers: list[list[int]] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
     num_truncated: int = 0
+    num_squeezed: int = 0
     ids: dict[str, list[int]] = field(default_factory=dict)
     command: dict[str, int] = field(default_factory=dict)
 
@@ -162,24 +179,37 @@ class _Encoder:
                 texts[row.answer] = None
         self.ids = dict(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
 
-    def answer(self, row: Row) -> list[int]:
-        """The answer's ids and [eop]; none where the verbalizers or a classifier score."""
-        if row.answer is None:
-            return []
-        return [*self.ids[row.answer], self.command["eop"]]
+    def add(self, rows: Sequence[Row], where: str) -> None:
+        """Append the contexts, the positions of their masks and the answers of one sample."""
+        for k, row in enumerate(rows):
+            if not self.layout.cloze:
+                self._add_classifier_context(row, where)
+            elif self.layout.fast_decode:
+                if k == 0:
+                    self._add_context(row, [], where)
+                elif (row.a, row.b) != (rows[0].a, rows[0].b):
+                    raise ConfigError(
+                        "--fast-decode: this pattern has another context for each choice; leave "
+                        "it out, or give another --pattern-id"
+                    )
+                self._add_answer(row, self._ids_of(row.answer))
+            else:
+                answer = self._add_context(row, self._ids_of(row.answer), where)
+                self._add_answer(row, answer)
 
-    def add_context(self, row: Row, where: str) -> None:
-        """Append the ids up to [eos] and the position of the mask."""
-        if not self.layout.cloze:
-            return self._add_classifier_row(row)
-        # Seats: [ENC], [eos], and either [sop] or the answer, whose last token is no input.
-        seats = 2 + max(1, 0 if self.layout.fast_decode else len(self.answer(row)))
+    def _add_answer(self, row: Row, ids: list[int]) -> None:
+        """The answer and [eop]; nothing where verbalizers score."""
+        self.answers.append([] if row.answer is None else [*ids, self.command["eop"]])
+
+    def _add_context(self, row: Row, answer: list[int], where: str) -> list[int]:
+        """Append the ids up to [eos]; returns the answer, shorter if nothing else could give."""
         sides = [self._pieces(row.a), self._pieces(row.b or ())]
-        surplus = sum(len(ids) for side in sides for ids, _ in side) + seats
-        surplus -= self.layout.seq_length
+        # Beside the texts and the answer's inputs: [ENC], [eos], [sop].
+        room = self.layout.seq_length - 3
+        surplus = sum(len(ids) for side in sides for ids, _ in side) + len(answer) - room
         if surplus > 0:
             self.num_truncated += 1
-            self._shorten(sides, surplus, where)
+            answer = self._fit(sides, answer, surplus, where)
         context = [self.command["ENC"]]
         mask = 0
         for ids, part in (piece for side in sides for piece in side):
@@ -187,36 +217,44 @@ class _Encoder:
                 mask = len(context)
             context += ids
         self.contexts.append([*context, self.command["eos"]])
-        self.masks.append(context.index(self.command["MASK"]) if self.layout.first_mask else mask)
-        return None
+        self.masks.append(context.index(self.command["MASK"]) if self.layout.w14 else mask)
+        return answer
 
-    def _add_classifier_row(self, row: Row) -> None:
-        context = [self.command["ENC"]]
-        context += [i for ids, _ in self._pieces(row.a) for i in ids]
-        if row.b is not None:
-            context.append(self.command["sep"])
-            context += [i for ids, _ in self._pieces(row.b) for i in ids]
-        room = self.layout.seq_length - 1
-        self.num_truncated += len(context) > room
-        self.contexts.append([*context[:room], self.command["eos"]])
+    def _add_classifier_context(self, row: Row, where: str) -> None:
+        sides = [self._pieces(row.a), self._pieces(row.b or ())]
+        pair = row.b is not None
+        surplus = sum(len(ids) for side in sides for ids, _ in side) + 2 + pair
+        surplus -= self.layout.seq_length
+        self.num_truncated += surplus > 0
+        if surplus > 0 and not self.layout.w14:
+            self._fit(sides, [], surplus, where)
+        first, second = ([i for ids, _ in side for i in ids] for side in sides)
+        context = [self.command["ENC"], *first]
+        if pair:
+            context += [self.command["sep"], *second]
+        self.contexts.append([*context[: self.layout.seq_length - 1], self.command["eos"]])
         self.masks.append(0)
+        self.answers.append([])
 
-    def _pieces(self, parts: Sequence[Part]) -> list[tuple[list[int], Part]]:
+    def _pieces(self, parts: Sequence[Part]) -> list[Piece]:
         return [(self._part_ids(part), part) for part in parts]
 
     def _part_ids(self, part: Part) -> list[int]:
         if isinstance(part, Mask):
             return [self.command["MASK"]]
-        return self.ids[part if isinstance(part, str) else part.text]
+        return self._ids_of(part if isinstance(part, str) else part.text)
 
-    def _shorten(self, sides: list[list[tuple[list[int], Part]]], surplus: int, where: str) -> None:
+    def _ids_of(self, text: str | None) -> list[int]:
+        return [] if text is None else self.ids[text]
+
+    def _fit(
+        self, sides: list[list[Piece]], answer: list[int], surplus: int, where: str
+    ) -> list[int]:
+        """Shorten the pieces in place; returns the answer."""
         free = [sum(len(ids) for ids, part in side if isinstance(part, Cut)) for side in sides]
         shares = cut_shares(free[0], free[1], surplus)
         if shares[0] > free[0] or shares[1] > free[1]:
-            raise ValueError(
-                f"{where}: without any text the pattern still is {surplus - sum(free)} tokens "
-                f"longer than --seq-length={self.layout.seq_length}"
-            )
+            return self._squeeze(sides, answer, surplus, where)
         for side, share in zip(sides, shares, strict=True):
             for k in range(len(side) - 1, -1, -1):
                 ids, part = side[k]
@@ -224,3 +262,17 @@ class _Encoder:
                     lost = min(share, len(ids))
                     side[k] = (ids[: len(ids) - lost], part)
                     share -= lost
+        return answer
+
+    def _squeeze(
+        self, sides: list[list[Piece]], answer: list[int], surplus: int, where: str
+    ) -> list[int]:
+        """Not even without all text that may go does the row fit: every long piece is cut."""
+        self.num_squeezed += 1
+        lengths = [len(ids) for side in sides for ids, _ in side] + [len(answer)]
+        cap = cut_level(lengths, sum(lengths) - surplus)
+        if cap < 1:
+            raise ValueError(f"{where}: no room in --seq-length={self.layout.seq_length}")
+        for side in sides:
+            side[:] = [(ids[:cap], part) for ids, part in side]
+        return answer[:cap]

@@ -37,7 +37,7 @@ class Options:
     length_penalty: float = 0.0
     pool_token: str = "cls"
     loss: str = "cross_entropy"
-    w14: bool = False  # the seed's verbalizer lookup and mask position
+    w14: bool = False  # the seed's lookup of verbalizers, position of masks, cut of pairs
 
 
 class SuperGlueTask(ChoiceTask):
@@ -48,6 +48,8 @@ class SuperGlueTask(ChoiceTask):
         self.multi_token = options.cloze and (options.multi_token or pvp.own_answers)
         super().__init__(pvp.name, _head(pvp, options, self.multi_token), options.loss)
         self.metric_names = pvp.metric_names
+        if options.fast_decode and not self.multi_token:
+            log.warning("--fast-decode: has no effect without answers of several tokens")
         verbalizers = ()
         if options.cloze and not self.multi_token:
             verbalizers = _verbalizer_ids(pvp, tokenizer, options.w14)
@@ -113,14 +115,20 @@ class SuperGlueTask(ChoiceTask):
             seq_length=self.options.seq_length,
             cloze=self.options.cloze,
             fast_decode=self.fast_decode,
-            first_mask=self.options.w14,
+            w14=self.options.w14,
         )
         encoded = encode(rows, [x.where for x in examples], self.tokenizer, layout)
         dataset = EncodedDataset(examples, encoded)
-        log.info(
-            "%s: %d examples, %d of %d rows cut to %d tokens",
-            path, len(dataset), encoded.num_truncated, len(encoded.contexts), layout.seq_length,
-        )  # fmt: skip
+        log.log(
+            logging.WARNING if encoded.num_squeezed else logging.INFO,
+            "%s: %d examples; %d of %d rows cut to --seq-length=%d, %d even in text meant to stay",
+            path,
+            len(dataset),
+            encoded.num_truncated,
+            len(encoded.contexts),
+            layout.seq_length,
+            encoded.num_squeezed,
+        )
         return dataset
 
 
@@ -144,6 +152,7 @@ def build_superglue(
         data_dir=data.data_dir,
         cloze=finetuning.cloze_eval,
         multi_token=finetuning.multi_token,
+        fast_decode=finetuning.fast_decode,
         block_position=block_position,
         length_penalty=finetuning.length_penalty,
         pool_token=finetuning.pool_token,

@@ -1,3 +1,5 @@
+"""Vocabulary-parallel cross entropy against torch: values and gradients at p = 1, 2, 4."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ def _sharded(rank, size, logits, target, weight, chunk):
 
 
 def _dense(logits, target, weight):
-    logits = logits.float().requires_grad_()
+    logits = logits.float().clone().requires_grad_()
     loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     (loss * weight).sum().backward()
     return loss.detach(), logits.grad

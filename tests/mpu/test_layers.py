@@ -1,3 +1,5 @@
+"""Parallel layers against dense ones at p = 1, 2, 4: outputs, gradients, initial weights, marks."""
+
 import copy
 import pickle
 
@@ -25,7 +27,9 @@ class Block(nn.Module):
         self.fused = mpu.ColumnParallelLinear(HIDDEN, 3 * WIDE, stride=3, **init)
         self.row = mpu.RowParallelLinear(WIDE, HIDDEN, **init)
         self.gathered = mpu.ColumnParallelLinear(HIDDEN, WIDE, gather_output=True, **init)
-        self.whole = mpu.RowParallelLinear(WIDE, HIDDEN, bias=False, input_is_parallel=False, **init)
+        self.whole = mpu.RowParallelLinear(
+            WIDE, HIDDEN, bias=False, input_is_parallel=False, **init
+        )
 
     def forward(self, ids):
         q, k, v = mpu.split_tensor_along_last_dim(self.fused(self.embedding(ids)), 3)
@@ -74,7 +78,9 @@ def steps():
 
 def _dense(weights, ids):
     q, k, v = F.linear(
-        F.embedding(ids, weights["embedding.weight"]), weights["fused.weight"], weights["fused.bias"]
+        F.embedding(ids, weights["embedding.weight"]),
+        weights["fused.weight"],
+        weights["fused.bias"],
     ).split(WIDE, dim=-1)
     x = F.linear(q.sigmoid() * k.tanh() * v, weights["row.weight"], weights["row.bias"])
     x = F.linear(x, weights["gathered.weight"], weights["gathered.bias"])

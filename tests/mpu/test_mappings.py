@@ -1,3 +1,5 @@
+"""Collectives: values, gradients and second gradients against sums written out."""
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,9 +32,7 @@ def _all_ops(rank, size):
     shared, weight = _numbers(3, 8, seed=1), _numbers(3, 8, seed=2)
     shard, shard_weight = (mpu.split(t, mpu.Partition(-1), rank, size) for t in (shared, weight))
     return {
-        "copy_to": _value_and_gradient(
-            mpu.copy_to_model_parallel_region, shared, own_weight
-        ),
+        "copy_to": _value_and_gradient(mpu.copy_to_model_parallel_region, shared, own_weight),
         "reduce_from": _value_and_gradient(mpu.reduce_from_model_parallel_region, own, weight),
         "scatter_to": _value_and_gradient(
             mpu.scatter_to_model_parallel_region, shared, shard_weight

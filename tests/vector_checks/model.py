@@ -33,7 +33,7 @@ OURS = ("parallel_output", "output_predict")  # arguments of GLMModel
 ANSWERS = ("text", "position", "mask", "target", "logit_mask")
 
 
-class _Later(Exception):
+class _LaterError(Exception):
     """The case needs an option of later work."""
 
 
@@ -42,7 +42,7 @@ def _model(case: Path, **changes: Any) -> GLMModel:
     given = read_json(case, "args.json")["model_kwargs"]
     unknown = {k: v for k, v in given.items() if k not in FIELDS and k not in OURS and v}
     if unknown:
-        raise _Later(f"needs {', '.join(unknown)}")
+        raise _LaterError(f"needs {', '.join(unknown)}")
     options = {k: v for k, v in given.items() if k in OURS} | changes
     args = ModelArgs(**{FIELDS[k]: v for k, v in given.items() if k in FIELDS})
     model = GLMModel(args, **options)
@@ -55,7 +55,7 @@ def _check(case: Path, compare: Callable[[Path, Result], None]) -> list[Result]:
     try:
         with torch.no_grad():
             compare(case, result)
-    except _Later as reason:
+    except _LaterError as reason:
         result = Result(case.name, NOT_IMPLEMENTED, message=str(reason))
     return [result]
 
@@ -94,7 +94,7 @@ def _compare_memory(case: Path, result: Result) -> None:
     rest, *_ = model(ids[:, cut:], positions[..., cut:], torch.tensor([0]), *mems)
     result.values("logits_prefix", prefix, expected.pop("logits_prefix"))
     result.values("logits_rest", rest, expected.pop("logits_rest"))
-    result.exact("memories", [f"mem.{i}" for i in range(len(mems))], sorted(expected))
+    result.exact("memories", {f"mem.{i}" for i in range(len(mems))}, set(expected))
     for i, memory in enumerate(mems):
         result.values(f"mem.{i}", memory, expected[f"mem.{i}"])
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import mpu
@@ -25,8 +24,9 @@ def _loss_and_gradient(
 
 def check_vocab_cross_entropy(case: Path) -> list[Result]:
     """inputs logits [b, s, v], target, mask -> expected loss [b, s], grad_logits; p = 1 and 2."""
-    inputs, expected = read_tensors(case, "inputs.safetensors"), read_tensors(
-        case, "expected.safetensors"
+    inputs, expected = (
+        read_tensors(case, "inputs.safetensors"),
+        read_tensors(case, "expected.safetensors"),
     )
     result = Result(case.name)
     arguments = (inputs["logits"], inputs["target"], inputs["mask"])

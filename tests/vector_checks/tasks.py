@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from config.compat import ALL, Compat
-from config.data import BlockLMArgs, DataArgs, TokenizerArgs
+from config.data import BlockLMArgs, TokenizerArgs
 from config.errors import ConfigError
-from config.tasks import FinetuneArgs
 from data_utils import build_tokenizer
 from tasks import TASKS, task_name
 from tasks.superglue import metrics

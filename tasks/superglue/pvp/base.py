@@ -88,7 +88,8 @@ class PVP(ABC):
 
     def classifier_rows(self, example: Example) -> list[Row]:
         """What a classification head reads: the first text, and the second if there is one."""
-        return [Row([example.texts[0]], [example.texts[1]] if len(example.texts) > 1 else None)]
+        first, *second = (Cut(text) for text in example.texts)
+        return [Row([first], second or None)]
 
 
 def strip_punctuation(text: str) -> str:

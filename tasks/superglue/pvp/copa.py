@@ -59,7 +59,8 @@ class COPA(PVP):
     def classifier_rows(self, example: Example) -> list[Row]:
         """One row a choice: the premise and `because` or `so`, then the choice."""
         joiner = " because" if example.texts[3] == "cause" else " so"
-        return [Row([example.texts[0] + joiner], [text]) for text in example.texts[1:3]]
+        premise = Cut(example.texts[0])
+        return [Row([premise, joiner], [Cut(text)]) for text in example.texts[1:3]]
 
 
 def _choices(example: Example) -> tuple[str, str]:

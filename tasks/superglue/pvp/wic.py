@@ -33,4 +33,4 @@ class WiC(PVP):
     def classifier_rows(self, example: Example) -> list[Row]:
         """The word stands before the first sentence."""
         first, second, word = example.texts
-        return [Row([f"{word}: {first}"], [second])]
+        return [Row([Cut(f"{word}: {first}")], [Cut(second)])]

@@ -1,0 +1,207 @@
+"""From arguments to a tokenizer and to the loaders of a pretraining run."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config.data import BlockLMArgs, DataArgs, TokenizerArgs
+from config.errors import ConfigError
+from config.training import EvalArgs, TrainArgs
+from data_utils.block import SpanCorruption, SpecialIds, collate
+from data_utils.corpora import Documents, find_corpus, load_documents
+from data_utils.dataset import BlockDataset
+from data_utils.loader import StepLoader
+from data_utils.samplers import StepSampler
+from data_utils.tokenization import (
+    ASSETS,
+    BertWordPieceTokenizer,
+    GPT2BPETokenizer,
+    Tokenizer,
+)
+
+log = logging.getLogger(__name__)
+
+NO_PATH = TokenizerArgs().tokenizer_path
+WORDPIECE = {  # --tokenizer-model-type -> file; the two are the same vocabulary
+    "bert-base-uncased": "bert-base-uncased-vocab.txt",
+    "bert-large-uncased": "bert-base-uncased-vocab.txt",
+}
+# Which documents and samples validate does not depend on --seed: runs stay comparable, and a
+# student is never validated on what its teacher was trained on.
+SPLIT_SEED = 1234
+
+
+def build_tokenizer(tokenizer: TokenizerArgs, blocks: BlockLMArgs) -> Tokenizer:
+    """The tokenizer of a run, always with GLM's block symbols.
+
+    Raises ConfigError for an unknown kind or model type, FileNotFoundError or ValueError for a
+    vocabulary that is missing or malformed.
+    """
+    kind, model_type = tokenizer.tokenizer_type, tokenizer.tokenizer_model_type
+    own = None if tokenizer.tokenizer_path == NO_PATH else Path(tokenizer.tokenizer_path)
+    if kind == "BertWordPieceTokenizer":
+        if own and model_type:
+            raise ConfigError(
+                f"--tokenizer-path={own}: --tokenizer-model-type={model_type} names another "
+                "vocabulary; give one of the two"
+            )
+        model_type = model_type or "bert-base-uncased"
+        if model_type not in WORDPIECE:
+            raise ConfigError(
+                f"--tokenizer-model-type={model_type}: no such vocabulary ships; give "
+                f"{' or '.join(WORDPIECE)}, or a vocab.txt of your own with --tokenizer-path"
+            )
+        vocabulary = own.expanduser() if own else ASSETS / WORDPIECE[model_type]
+        return BertWordPieceTokenizer(vocabulary, task_mask=tokenizer.task_mask)
+    if kind == "GPT2BPETokenizer":
+        if own or model_type not in (None, "gpt2"):
+            wrong = f"path={own}" if own else f"model-type={model_type}"
+            raise ConfigError(f"--tokenizer-{wrong}: {kind} has one vocabulary, gpt2; leave it out")
+        return GPT2BPETokenizer(ASSETS, task_mask=tokenizer.task_mask)
+    raise ConfigError(
+        f"--tokenizer-type={kind}: unknown; BertWordPieceTokenizer or GPT2BPETokenizer"
+    )
+
+
+@dataclass
+class Loaders:
+    """What a pretraining run reads. Iterating yields list[Batch], one list a step.
+
+    train: this rank's micro-batches of each iteration, up to --train-iters (0: without end).
+    valid, test: lists of one batch, --eval-iters of them, the same each time; None without data.
+    """
+
+    train: StepLoader
+    valid: StepLoader | None
+    test: StepLoader | None
+
+
+def build_pretrain_loaders(
+    data: DataArgs,
+    blocks: BlockLMArgs,
+    train: TrainArgs,
+    tokenizer: Tokenizer,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    start_iteration: int = 0,
+    *,
+    evaluation: EvalArgs | None = None,
+    pin_memory: bool = False,
+) -> Loaders:
+    """Loaders of one data-parallel rank; every model-parallel rank builds the same.
+
+    Tokenises what is not in the cache. Raises ConfigError for data that is missing or too little.
+    """
+    evaluation = evaluation or EvalArgs()
+    parts = load_parts(data, tokenizer)
+    corrupt = span_corruption(blocks, tokenizer)
+
+    def loader(part: int, stream: str, seed: int, sampler: StepSampler) -> StepLoader | None:
+        documents, numbers = parts[part]
+        if documents is None:
+            return None
+        dataset = BlockDataset(
+            documents,
+            tokenizer,
+            corrupt,
+            seq_length=data.seq_length,
+            seed=seed,
+            stream=stream,
+            numbers=numbers,
+            non_sentence_start=data.non_sentence_start,
+            one_document=data.sample_one_document,
+        )
+        log.info("%s: %d documents, %d tokens", stream, len(numbers), dataset.num_tokens)
+        return StepLoader(
+            dataset, collate, sampler, num_workers=data.num_workers, pin_memory=pin_memory
+        )
+
+    def evaluator(part: int, stream: str) -> StepLoader | None:
+        micro_batch = evaluation.eval_batch_size or train.batch_size
+        sampler = StepSampler(
+            None, micro_batch, 1, dp_rank, dp_size, iterations=evaluation.eval_iters
+        )
+        return loader(part, stream, SPLIT_SEED, sampler)
+
+    steps = StepSampler(
+        None,
+        train.batch_size,
+        train.gradient_accumulation_steps,
+        dp_rank,
+        dp_size,
+        start_iteration=start_iteration,
+        iterations=train.train_iters or None,
+    )
+    training = loader(0, "train", train.seed, steps)
+    assert training is not None, "load_parts gives documents to train on"
+    return Loaders(training, evaluator(1, "valid"), evaluator(2, "test"))
+
+
+def span_corruption(blocks: BlockLMArgs, tokenizer: Tokenizer) -> SpanCorruption:
+    """How samples are corrupted. Raises ConfigError for kinds of samples that do not exist yet."""
+    if blocks.bert_prob != 1:
+        raise ConfigError(
+            f"--bert-prob={blocks.bert_prob}: only span corruption is built; --bert-prob=1"
+        )
+    return SpanCorruption(
+        SpecialIds.of(tokenizer),
+        average=blocks.avg_block_length,
+        single_span_prob=blocks.single_span_prob,
+        shuffle=not blocks.no_shuffle_block,
+    )
+
+
+Part = tuple[Documents | None, np.ndarray]  # and the numbers of its documents
+
+
+def load_parts(data: DataArgs, tokenizer: Tokenizer) -> tuple[Part, Part, Part]:
+    """Training, validation and test documents; (None, []) for a part there is none of.
+
+    --valid-data and --test-data replace their share of --split.
+    """
+    if not data.train_data:
+        raise ConfigError(
+            "--train-data: missing; give names of config/corpora.json, or paths to .txt, .jsonl "
+            "or .parquet files or folders"
+        )
+
+    def load(names: Sequence[str], flag: str) -> Documents:
+        corpora = [
+            find_corpus(name, data_dir=data.data_dir, text_key=data.text_key, flag=flag)
+            for name in names
+        ]
+        return load_documents(corpora, tokenizer, data.cache_dir)
+
+    given = [None, data.valid_data, data.test_data]
+    shares = [0.0 if names else x for names, x in zip(given, data.shares, strict=True)]
+    documents = load(data.train_data, "--train-data")
+    numbers = split_documents(len(documents), shares, data.split)
+    parts: list[Part] = [(documents if len(n) else None, n) for n in numbers]
+    for part, flag in ((1, "--valid-data"), (2, "--test-data")):
+        if names := given[part]:
+            held_out = load(names, flag)
+            parts[part] = (held_out, np.arange(len(held_out)))
+    return parts[0], parts[1], parts[2]
+
+
+def split_documents(num_documents: int, shares: Sequence[float], split: str) -> list[np.ndarray]:
+    """Numbers of the documents of each part, sorted: disjoint, at least one where the share is.
+
+    Raises ConfigError if there are fewer documents than parts.
+    """
+    parts = sum(share > 0 for share in shares)
+    if num_documents < parts:
+        raise ConfigError(
+            f"--split={split}: --train-data has {num_documents} document(s), too few for {parts} "
+            "parts; give --valid-data and --test-data, or --split=1,0,0"
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(num_documents)
+    total = sum(shares)
+    sizes = [max(1, int(num_documents * share / total)) if share else 0 for share in shares[1:]]
+    while sum(sizes) > num_documents - 1:
+        sizes[sizes.index(max(sizes))] -= 1
+    ends = np.cumsum([num_documents - sum(sizes), *sizes])[:-1]
+    return [np.sort(numbers) for numbers in np.split(order, ends)]

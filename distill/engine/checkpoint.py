@@ -1,0 +1,299 @@
+"""Checkpoints in the official layout, read from anyone, written so that a crash harms none.
+
+    <run>/latest_checkpointed_iteration.txt      tag: a number of iterations, `best` or `release`
+    <run>/best_checkpointed_iteration.txt        tag of the best weights of fine-tuning
+    <run>/<tag>/mp_rank_XX_model_states.pt       {"module": state dict, "iteration": ...}
+    <run>/<tag>/*optim_states.pt                 of the engine; what only resuming needs
+    <run>/<tag>/config.json, <run>/config.json   the architecture and every argument
+
+`module` has GLM's bare keys, a method's own parameters under `student.`. Only `module` is needed of
+a file, so that official downloads load. A tag's folder is prepared under another name and renamed;
+the tracker is written last.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mpu
+from config import ConfigError, RunArgs
+from config.saved import FILE as CONFIG_FILE
+from config.saved import TRACKER
+from distill.engine import files
+from distill.engine.launch import Runtime
+from distill.engine.wrap import Engine
+
+log = logging.getLogger(__name__)
+
+BEST_TRACKER = "best_checkpointed_iteration.txt"
+MODEL_FILE = "mp_rank_{:02d}_model_states.pt"
+BEST, FINAL = "best", "final"
+#: Parameters beside the GLM. Missing in a file they stay as they are, unknown ones are left out.
+OWN_PARTS = ("student.", "pool_layer.", "multichoice_head.")
+#: Tables that may have fewer rows in the file: the model's last rows stay as they are.
+WIDENED = re.compile(r"(.*\.)?transformer\.(block_)?position_embeddings\.weight")
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def resolve(
+    path: str | Path, *, what: str = "checkpoint", prefer_best: bool = False
+) -> tuple[Path, str]:
+    """(folder of the run, tag) that a path means: a run with its tracker, or a tag's own folder.
+
+    `prefer_best`: of a fine-tuned run, the weights that were best on validation.
+    """
+    path = Path(path)
+    for name in (BEST_TRACKER, TRACKER) if prefer_best else (TRACKER,):
+        tracker = path / name
+        if tracker.is_file():
+            tag = tracker.read_text(encoding="utf-8").strip()
+            if not tag or files.existing_folder(path / tag) is None:
+                raise FileNotFoundError(f"{what}={path}: {name} names {tag!r}: no such folder")
+            return path, tag
+    if (path / MODEL_FILE.format(0)).is_file():
+        return path.parent, path.name
+    if not path.is_dir():
+        raise FileNotFoundError(f"{what}={path}: no such folder")
+    raise FileNotFoundError(
+        f"{what}={path}: no checkpoint there, neither {TRACKER} nor {MODEL_FILE.format(0)}"
+    )
+
+
+def tag_folder(path: str | Path, *, what: str = "checkpoint", prefer_best: bool = False) -> Path:
+    """The folder with the files of a checkpoint."""
+    folder, tag = resolve(path, what=what, prefer_best=prefer_best)
+    found = files.existing_folder(folder / tag)
+    assert found is not None, (folder, tag)
+    return found
+
+
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """The config.json of a checkpoint (its tag's, else its run's); None without one."""
+    folder = tag_folder(path, prefer_best=True)
+    file = next((f for f in (folder / CONFIG_FILE, folder.parent / CONFIG_FILE) if f.is_file()), None)
+    if file is None:
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: is not json ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: must hold one json object")
+    return content
+
+
+def load_weights(path: str | Path, module: nn.Module, *, what: str) -> dict[str, Any] | None:
+    """Put the weights of a checkpoint into a module; returns its config.json, None without one.
+
+    `what` names the flag in messages. Any floating type goes into the module's. Position tables
+    may be shorter in the file. ValueError: other shards than processes, a GLM parameter that is
+    missing, unknown or of another shape; it names every key with both shapes.
+    """
+    folder = tag_folder(path, what=what, prefer_best=True)
+    _check_shards(folder, what)
+    file = folder / MODEL_FILE.format(mpu.get_model_parallel_rank())
+    saved = files.read_tensors(file).get("module")
+    if not isinstance(saved, dict):
+        raise ValueError(f"{what}: {file} has no entry 'module' with the weights")
+    module.load_state_dict(_merge(saved, module.state_dict(), f"{what}: {file}"))
+    log.info("%s: weights of %s", what, folder)
+    return read_config(path)
+
+
+def check_tokenizer(path: str | Path, fingerprint: str, *, what: str) -> None:
+    """ConfigError if a checkpoint was trained with another vocabulary, as far as it says."""
+    saved = (read_config(path) or {}).get("tokenizer_fingerprint")
+    if saved is not None and saved != fingerprint:
+        raise ConfigError(
+            f"{what}={path}: was trained with another vocabulary (fingerprint {saved}) than "
+            f"--tokenizer-type/--tokenizer-model-type/--tokenizer-path give ({fingerprint}); "
+            "student and teachers must share one"
+        )
+
+
+def check_sources(run: RunArgs, fingerprint: str) -> None:
+    """Before anything is built: every checkpoint that the run names exists and has our vocabulary.
+
+    ConfigError and FileNotFoundError name the flag.
+    """
+    sources = [("--load", run.checkpoint.load), ("--load-pretrained", run.checkpoint.load_pretrained)]
+    sources += [
+        ("--teacher_load_pretrained", t.load_pretrained) for t in run.teachers if not t.random_para
+    ]
+    for what, path in sources:
+        if path is not None:
+            _check_shards(tag_folder(path, what=what, prefer_best=what != "--load"), what)
+            check_tokenizer(path, fingerprint, what=what)
+
+
+def _check_shards(folder: Path, what: str) -> None:
+    shards, size = len(list(folder.glob("mp_rank_*_model_states.pt"))), _model_parallel_size()
+    if shards != size:
+        raise ValueError(
+            f"{what}={folder}: has {shards} model-parallel shards, this run has "
+            f"--model-parallel-size={size}; `python change_mp.py {folder.parent} {size}` writes "
+            "a copy that fits"
+        )
+
+
+def _model_parallel_size() -> int:
+    return mpu.get_model_parallel_world_size()
+
+
+def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The saved tensors, completed to what the module has. ValueError with every problem."""
+    problems, merged, fresh = [], dict(own), []
+    for key, value in own.items():
+        if key not in saved:
+            if key.startswith(OWN_PARTS):
+                fresh.append(key)
+            else:
+                problems.append(f"{key}: missing; the model has {list(value.shape)}")
+        elif saved[key].shape == value.shape:
+            merged[key] = saved[key]
+        elif _shorter_table(key, saved[key], value):
+            merged[key] = torch.cat([saved[key].to(value.dtype), value[len(saved[key]) :].cpu()])
+        else:
+            problems.append(f"{key}: {list(saved[key].shape)}, the model has {list(value.shape)}")
+    left = [key for key in saved if key not in own]
+    problems += [
+        f"{key}: {list(saved[key].shape)}, the model has none"
+        for key in left
+        if not key.startswith(OWN_PARTS)
+    ]
+    if problems:
+        more = [f"... and {len(problems) - 12} more"] if len(problems) > 12 else []
+        raise ValueError("\n  ".join([f"{where} does not fit:", *problems[:12], *more]))
+    for word, keys in (("not in the file, so new", fresh), ("left out", left)):
+        own_keys = [key for key in keys if key.startswith(OWN_PARTS)]
+        if own_keys:
+            log.info("%s: %s: %s", where, word, ", ".join(own_keys))
+    return merged
+
+
+def _shorter_table(key: str, saved: Tensor, own: Tensor) -> bool:
+    same_width = saved.dim() == 2 and saved.shape[1:] == own.shape[1:]
+    return bool(WIDENED.fullmatch(key)) and same_width and len(saved) < len(own)
+
+
+# Writing and resuming -----------------------------------------------------------------------------
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process calls every method; files are written once."""
+
+    def __init__(self, run: RunArgs, runtime: Runtime, fingerprint: str):
+        self.run, self.runtime = run, runtime
+        self.folder = runtime.run_dir
+        self._config = run.to_dict() | {
+            "tokenizer_fingerprint": fingerprint,
+            "model_parallel_size": _model_parallel_size(),
+            "data_parallel_size": mpu.get_data_parallel_world_size(),
+        }
+
+    @property
+    def writes(self) -> bool:
+        """Whether this run keeps checkpoints at all."""
+        return self.folder is not None and not self.run.checkpoint.custom_no_save_checkpoint
+
+    def write_config(self) -> None:
+        """The run's config.json, at its start."""
+        if self.folder is not None and self.runtime.is_main:
+            files.write_json(self.folder / CONFIG_FILE, self._config)
+
+    def save(self, engine: Engine, state: dict[str, Any]) -> None:
+        """All that resuming needs, under the number of iterations."""
+        if not self.writes:
+            return
+        client = {"iteration": state["iteration"], "train_state": state}
+        if self.run.checkpoint.no_save_optim:
+            write = self._weights_writer(engine.module, client)
+        else:
+            write = lambda folder: engine.save(folder, client)  # noqa: E731 - one line says it
+        self._write(str(state["iteration"]), engine, write)
+        self._track(TRACKER, str(state["iteration"]))
+
+    def save_weights(self, engine: Engine, tag: str, state: dict[str, Any]) -> None:
+        """Weights alone, as `best` or `final`."""
+        if not self.writes:
+            return
+        client = {"iteration": state["iteration"], "train_state": state}
+        self._write(tag, engine, self._weights_writer(engine.module, client))
+        if tag == BEST:
+            self._track(BEST_TRACKER, tag)
+        if self.folder is not None and not (self.folder / TRACKER).is_file():
+            self._track(TRACKER, tag)  # so that any tool finds the weights
+
+    def load_best(self, engine: Engine) -> None:
+        """The best weights back into the module, for the last evaluation."""
+        assert self.folder is not None, "nothing was saved"
+        load_weights(self.folder / BEST, engine.module, what="best weights")
+
+    def resume(self, engine: Engine, path: str | Path) -> dict[str, Any]:
+        """Engine and train state exactly as they were saved; returns the state's values."""
+        folder = tag_folder(path, what="--load")
+        _check_shards(folder, "--load")
+        self._check_resumable(folder, read_config(folder) or {}, engine)
+        client = engine.load(folder)
+        state = client.get("train_state")
+        if state is None:
+            raise ValueError(f"--load={folder}: has weights only; use --load-pretrained={folder}")
+        log.info("--load: goes on at iteration %d of %s", state["iteration"], folder)
+        return state
+
+    def _check_resumable(self, folder: Path, saved: dict[str, Any], engine: Engine) -> None:
+        hint = f"or start from its weights: --load-pretrained={folder}"
+        if not list(folder.glob("*optim_states.pt")) and saved.get("engine") != "deepspeed stage 0":
+            raise ValueError(f"--load={folder}: has no optimizer states, so cannot be resumed; {hint}")
+        kind = saved.get("engine", engine.kind)
+        if kind != engine.kind:
+            raise ValueError(
+                f"--load={folder}: was written by the engine '{kind}', this run has "
+                f"'{engine.kind}'; use the same flags, {hint}"
+            )
+        ranks, here = saved.get("data_parallel_size"), mpu.get_data_parallel_world_size()
+        if "stage" in kind and not kind.endswith("0") and ranks not in (None, here):
+            raise ValueError(
+                f"--load={folder}: ZeRO's optimizer is cut for {ranks} data-parallel processes, "
+                f"this run has {here}; start {ranks}, {hint}"
+            )
+
+    def _weights_writer(self, module: nn.Module, client: dict[str, Any]) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            if mpu.get_data_parallel_rank() == 0:
+                file = folder / MODEL_FILE.format(mpu.get_model_parallel_rank())
+                weights = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+                files.write_tensors(file, {"module": weights, **client})
+
+        return write
+
+    def _write(self, tag: str, engine: Engine, write: Callable[[Path], None]) -> None:
+        assert self.folder is not None
+        folder = self.folder / tag
+        temporary = files.temporary_folder(folder)
+        if self.runtime.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.runtime.barrier()
+        write(temporary)
+        if self.runtime.is_main:
+            files.write_json(temporary / CONFIG_FILE, self._config | {"engine": engine.kind})
+        self.runtime.barrier()
+        if self.runtime.is_main:
+            files.install_folder(folder)
+            log.info("checkpoint %s", folder)
+        self.runtime.barrier()
+
+    def _track(self, tracker: str, tag: str) -> None:
+        if self.runtime.is_main and self.folder is not None:
+            files.write_text(self.folder / tracker, tag)
+        self.runtime.barrier()

@@ -1,0 +1,79 @@
+"""The output folder of a run: nobody's earlier run is lost by mistake."""
+
+import shutil
+from pathlib import Path
+
+from config import ConfigError, RunArgs
+from config.saved import FILE as CONFIG_FILE
+from config.saved import TRACKER, run_folder
+from distill.engine.checkpoint import BEST_TRACKER
+from distill.engine.launch import Runtime
+
+METRICS, RESULTS, TEST_RESULTS, SUMMARY = (
+    "metrics.jsonl",
+    "results.json",
+    "test_results.json",
+    "summary.json",
+)
+TENSORBOARD = "tensorboard"
+MARKS = (CONFIG_FILE, TRACKER, BEST_TRACKER, METRICS, RESULTS, TEST_RESULTS, SUMMARY)
+
+
+def predictions_file(split: str) -> str:
+    """Name of the file with the predictions for a split."""
+    return f"predictions-{split}.jsonl"
+
+
+def check_run_dir(run: RunArgs) -> None:
+    """ConfigError if the output folder holds another run that is neither resumed nor overwritten.
+
+    Looks only; every process may call it, before any of them writes.
+    """
+    folder = run.run_dir
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--save={run.checkpoint.save}: {folder} is a file, not a folder")
+    held = [name for name in MARKS if (folder / name).exists()]
+    if not held or _resumes(run, folder):
+        return
+    if not run.checkpoint.overwrite:
+        raise ConfigError(
+            f"--save={run.checkpoint.save}: {folder} holds another run ({held[0]}); choose another "
+            f"--experiment-name, go on with it by --load={folder}, or give --overwrite"
+        )
+    for flag, path in _sources(run):
+        if folder.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise ConfigError(f"--overwrite: would remove {path}, which {flag} reads")
+
+
+def open_run_dir(run: RunArgs, runtime: Runtime) -> None:
+    """Make the folder, empty of an earlier run. Call after `check_run_dir` and `launch`."""
+    folder = runtime.run_dir
+    if runtime.is_main and folder is not None:
+        if not _resumes(run, folder):
+            _remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
+    runtime.barrier()
+
+
+def _resumes(run: RunArgs, folder: Path) -> bool:
+    load = run.checkpoint.load
+    return load is not None and run_folder(load).resolve() == folder.resolve()
+
+
+def _sources(run: RunArgs) -> list[tuple[str, str]]:
+    sources = [("--load", run.checkpoint.load), ("--load-pretrained", run.checkpoint.load_pretrained)]
+    sources += [("--teacher_load_pretrained", teacher.load_pretrained) for teacher in run.teachers]
+    return [(flag, path) for flag, path in sources if path is not None]
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a run writes, and nothing else that may lie there."""
+    for name in (*MARKS, *(p.name for p in folder.glob(predictions_file("*")))):
+        (folder / name).unlink(missing_ok=True)
+    for checkpoint in {p.parent for p in folder.glob("*/mp_rank_*_model_states.pt")}:
+        shutil.rmtree(checkpoint)
+    shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)

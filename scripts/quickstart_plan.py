@@ -1,0 +1,185 @@
+"""What the quick start does: its sizes, and the command line of every step.
+
+Only public commands: each is what a user types at the repository's root.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+DATA = Path("data") / "demo"
+#: Text to pretrain on. The task gives its training sentences only: never validation or test.
+CORPUS = (f"{DATA}/corpus", f"{DATA}/SST-2/train.jsonl")
+TASK = f"{DATA}/SST-2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """All numbers that cost time. Student and teacher differ in depth only."""
+
+    vocabulary: int = 4000  # words
+    hidden: int = 128
+    heads: int = 4
+    teacher_layers: int = 4
+    student_layers: int = 2
+    seq_length: int = 64  # tokens
+    batch: int = 32  # samples
+    teacher_steps: int = 1500
+    student_steps: int = 1000
+    lr: float = 2e-3
+    epochs: int = 5
+    ft_batch: int = 16  # samples
+    ft_lr: float = 3e-4
+    stage_1_epochs: int = 3
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+
+FULL = Sizes()
+SMOKE = replace(
+    FULL, vocabulary=2000, hidden=32, heads=2, teacher_layers=2, student_layers=1, batch=8,
+    teacher_steps=4, student_steps=4, epochs=1, stage_1_epochs=1, ft_batch=64, seeds=(1,),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and the steps that must have ended before it."""
+
+    name: str
+    about: str
+    command: tuple[str, ...]  # after the interpreter
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report: runs of one kind, one for each seed."""
+
+    title: str
+    runs: tuple[str, ...]  # fine-tuning runs whose scores are reported
+    pretraining: tuple[str, ...]  # earlier runs, for the training time
+    first_stages: tuple[str, ...] = ()  # in the order of `runs`
+
+
+class Plan:
+    """The steps of the quick start below one output folder."""
+
+    def __init__(self, sizes: Sizes, out: Path):
+        self.sizes, self.out, self.steps = sizes, out, []
+        self._tokenizer()
+        self._pretraining()
+        self.rows = self._fine_tuning()
+
+    def folder(self, name: str) -> str:
+        """Where a run writes."""
+        return f"{self.out}/{name}"
+
+    def _add(self, name: str, about: str, command: list[str], *needs: str) -> str:
+        self.steps.append(Step(name, about, tuple(command), needs))
+        return name
+
+    def _tokenizer(self) -> None:
+        command = ["scripts/train_tokenizer.py", "--train-data", *CORPUS, "--text-key=sentence"]
+        command += [f"--vocab-size={self.sizes.vocabulary}", f"--out={self.folder('tokenizer')}"]
+        self._add("tokenizer", "train a WordPiece vocabulary", command)
+
+    def _pretraining(self) -> None:
+        s = self.sizes
+        self._pretrain("teacher", "pretrain the teacher", s.teacher_layers, s.teacher_steps)
+        self._pretrain("plain", "pretrain the student alone", s.student_layers, s.student_steps)
+        self._pretrain(
+            "distilled", "pretrain the student with GLMD", s.student_layers, s.student_steps,
+            *self._glmd(), *self._teacher("teacher"), needs=("teacher",),
+        )  # fmt: skip
+
+    def _pretrain(
+        self, name: str, about: str, layers: int, steps: int, *more: str, needs: tuple[str, ...] = ()
+    ) -> None:
+        s = self.sizes
+        command = [
+            "distill/pretrain.py", *self._common(name, layers, seed=1),
+            "--train-data", *CORPUS, "--text-key=sentence", "--split=100,1,1",
+            f"--cache-dir={self.folder('cache')}", "--bert-prob=1.0",
+            f"--train-iters={steps}", f"--batch-size={s.batch}", f"--lr={s.lr}",
+            "--lr-decay-style=cosine", "--lr-decay-ratio=0.05", "--warmup=0.05",
+            "--adam-beta2=0.98", "--adam-eps=1e-6",
+            "--attention-dropout=0", "--hidden-dropout=0",
+            f"--eval-interval={steps}", "--eval-iters=10", f"--save-interval={steps}", *more,
+        ]  # fmt: skip
+        self._add(name, about, command, "tokenizer", *needs)
+
+    def _fine_tuning(self) -> list[Row]:
+        s, rows = self.sizes, []
+        kinds = (
+            ("teacher", "teacher", s.teacher_layers),
+            ("plain", "student, undistilled", s.student_layers),
+            ("distilled", "student, distilled in pretraining (GLMD)", s.student_layers),
+        )
+        for start, title, layers in kinds:
+            runs = tuple(self._finetune_plainly(start, layers, seed) for seed in s.seeds)
+            rows.append(Row(title, runs, self._before(start)))
+        pairs = [self._finetune_glmd(seed) for seed in s.seeds]
+        title = "student, distilled in pretraining and fine-tuning (GLMD)"
+        before = (*self._before("distilled"), self._tuned_teacher)
+        rows.append(Row(title, tuple(p[1] for p in pairs), before, tuple(p[0] for p in pairs)))
+        return rows
+
+    @staticmethod
+    def _before(start: str) -> tuple[str, ...]:
+        return ("teacher", "distilled") if start == "distilled" else (start,)
+
+    @property
+    def _tuned_teacher(self) -> str:
+        """The teacher of both GLMD stages: the first seed's, chosen before any score is known."""
+        return f"teacher-sst2-{self.sizes.seeds[0]}"
+
+    def _finetune_plainly(self, start: str, layers: int, seed: int) -> str:
+        name = f"{start}-sst2-{seed}"
+        command = self._finetune(name, layers, seed, self.sizes.epochs, start)
+        return self._add(name, f"fine-tune: {start}, seed {seed}", command, start)
+
+    def _finetune_glmd(self, seed: int) -> tuple[str, str]:
+        s, teacher = self.sizes, self._tuned_teacher
+        first, second = f"glmd-1-sst2-{seed}", f"glmd-2-sst2-{seed}"
+        command = self._finetune(first, s.student_layers, seed, s.stage_1_epochs, "distilled")
+        command += [*self._glmd(), *self._teacher(teacher)]
+        about = f"fine-tune: GLMD stage 1, seed {seed}"
+        self._add(first, about, command, "distilled", teacher)
+        command = self._finetune(second, s.student_layers, seed, s.epochs, first)
+        command += ["--student_model=logitsdistil", "--distill_ft_soft", "--logitsdistil_wo_inter"]
+        command += self._teacher(teacher)
+        about = f"fine-tune: GLMD stage 2, seed {seed}"
+        self._add(second, about, command, first)
+        return first, second
+
+    def _finetune(self, name: str, layers: int, seed: int, epochs: int, start: str) -> list[str]:
+        s = self.sizes
+        return [
+            "distill/finetune.py", *self._common(name, layers, seed),
+            "--task=SST-2", f"--data-dir={TASK}", "--cloze-eval", "--pattern-id=1",
+            f"--cache-dir={self.folder('cache')}", f"--load-pretrained={self.folder(start)}",
+            f"--epochs={epochs}", f"--batch-size={s.ft_batch}", f"--lr={s.ft_lr}",
+            "--lr-decay-style=linear", "--lr-decay-ratio=0", "--warmup=0.1", "--eval-batch-size=50",
+        ]  # fmt: skip
+
+    def _common(self, name: str, layers: int, seed: int) -> list[str]:
+        s = self.sizes
+        return [
+            f"--save={self.out}", f"--experiment-name={name}", "--overwrite", f"--seed={seed}",
+            f"--num-layers={layers}", f"--hidden-size={s.hidden}",
+            f"--num-attention-heads={s.heads}", f"--max-position-embeddings={2 * s.seq_length}",
+            f"--seq-length={s.seq_length}", f"--tokenizer-path={self.folder('tokenizer')}",
+            "--num-workers=0", "--no-save-optim", "--log-interval=20",
+        ]  # fmt: skip
+
+    def _teacher(self, name: str) -> list[str]:
+        s = self.sizes
+        return [
+            f"--teacher_load_pretrained={self.folder(name)}",
+            f"--teacher_num_layers={s.teacher_layers}", f"--teacher_hidden_size={s.hidden}",
+            f"--teacher_num_attention_heads={s.heads}",
+            f"--teacher_max_position_embeddings={2 * s.seq_length}",
+        ]  # fmt: skip
+
+    @staticmethod
+    def _glmd() -> list[str]:
+        return ["--student_model=logitsdistil", "--distill_temperature=15", "--logitsdistil_mask_pad"]

@@ -1,0 +1,235 @@
+"""Checks between groups, of hardware, and warnings of flags without effect."""
+
+import pytest
+
+from config import ConfigError, check_hardware
+from config.checks import IDLE, RANGES
+from config.not_yet import IGNORED, NOT_YET
+from config.run import GROUPS
+from tests.config.common import DISTIL, FINETUNE, PRETRAIN, finetune, pretrain, problems
+from tests.config.test_run import TOY
+
+
+def test_complete_commands_pass():
+    assert pretrain().program == "pretrain"
+    assert finetune().program == "finetune"
+    assert pretrain(*DISTIL).teachers[0].random_para
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--seq-length=513", "is longer than --max-position-embeddings=512"),
+        ("--train-iters=0", "nothing to train"),
+        ("--bert-prob=0.5", "give --bert-prob=1"),
+        ("--bert-prob=-1", "must be in [0, 1]"),
+        ("--split=1,x,1", "must be proportions"),
+        ("--split=0,1,1", "must be proportions"),
+        ("--split=1,2,3,4", "must be proportions"),
+        ("--split=1,-2,3", "must be proportions"),
+        ("--split=nan,1,1", "must be proportions"),
+        ("--fp16 --bf16", "choose one"),
+        ("--deepspeed", "needs --deepspeed_config"),
+        ("--deepspeed_config=config/config_block_base.json", "needs --deepspeed;"),
+        ("--warmup=1.5", "must be in [0, 1]"),
+        ("--warmup=nan", "must be in [0, 1]"),
+        ("--lr=-1", "must not be negative"),
+        ("--batch-size=0", "must be at least 1"),
+        ("--gradient-accumulation-steps=0", "must be at least 1"),
+        ("--adam-beta2=1", "must be in [0, 1)"),
+        ("--zero_stage=3", "must be 0, 1 or 2"),
+        ("--lr-decay-style=exponential", "use --lr-decay-style=constant"),
+        ("--compat=D4", "unknown D4"),
+        ("--tokenizer-type=ChineseSPTokenizer", "is not supported yet"),
+        ("--hidden-size=30 --num-attention-heads=4", "is not a multiple of"),
+        ("--distill_temperature=0", "must be positive"),
+        ("--model-parallel-size=0", "must be at least 1"),
+        ("--student_model=kd --distill_pt_soft", "--teacher_load_pretrained: missing"),
+        ("--student_model=kd --teacher_random_para", "no loss is on; add --distill_pt_soft"),
+    ],
+)
+def test_each_mistake(flag, expected):
+    (problem,) = problems([*PRETRAIN, *flag.split()])
+    assert expected in problem
+
+
+def test_teacher_precision():
+    (problem,) = problems([*DISTIL, "--teacher_fp16", "--teacher_bf16"])
+    assert problem == "--teacher_fp16 and --teacher_bf16: choose one"
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("--task", "--task: missing"),
+        ("--data-dir", "--data-dir: missing"),
+        ("--epochs", "--epochs"),
+    ],
+)
+def test_fine_tuning_needs(missing, expected):
+    argv = [word for word in FINETUNE if not word.startswith(missing)]
+    (problem,) = problems(argv, "finetune")
+    assert problem.startswith(expected)
+
+
+def test_fine_tuning_does_not_need():
+    run = finetune("--epochs=0", "--load=a", "--load-pretrained=b")
+    assert run.train.epochs == 0
+
+
+def test_pretraining_needs_data():
+    found = problems(["--bert-prob=1"])
+    assert [p.split(":")[0] for p in found] == ["--train-iters=0", "--train-data"]
+
+
+def test_everything_at_once():
+    argv = "--warmup=2 --fp16 --bf16 --deepspeed --seq-length=999 --student_model=kd --split=x --compat=y"
+    assert len(problems(argv.split())) == 11
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_ranges_name_fields_that_exist(key):
+    assert set(RANGES[key]) <= {f.name for f in GROUPS[key].flags().values()}
+
+
+def test_idle_flags_exist():
+    declared = {flag for kind in GROUPS.values() for flag in kind.flags()}
+    idle = {flag for flags, _, _ in IDLE for flag in flags if not flag.startswith("--teacher_")}
+    assert idle <= declared
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("1000,1,1", (1000 / 1002, 1 / 1002, 1 / 1002)), ("3/1", (0.75, 0.25, 0)), ("1", (1, 0, 0))],
+)
+def test_split(split, expected):
+    assert pretrain(f"--split={split}").data.shares == pytest.approx(expected)
+
+
+def hardware_problems(run, **machine) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_hardware(run, **machine)
+    return str(caught.value)
+
+
+def test_hardware_passes():
+    run = pretrain("--model-parallel-size=2", "--distributed-backend=gloo", "--bf16")
+    check_hardware(run, cuda=False, world_size=4)
+    check_hardware(pretrain("--fp16", "--distributed-backend=nccl"), cuda=True, world_size=1)
+
+
+def test_without_a_gpu():
+    run = pretrain(*DISTIL, "--fp16", "--teacher_fp16", "--distributed-backend=nccl")
+    found = hardware_problems(run, cuda=False, world_size=1).splitlines()
+    assert [line.split(":")[0] for line in found] == [
+        "--fp16",
+        "--teacher_fp16",
+        "--distributed-backend=nccl",
+    ]
+    assert "use --bf16" in found[0]
+    assert "--teacher_bf16" in found[1]
+    assert "gloo" in found[2]
+
+
+def test_fp16_of_a_json_without_a_gpu(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text('{"fp16": {"enabled": true}}')
+    run = pretrain("--deepspeed", f"--deepspeed_config={file}", "--bf16")
+    found = hardware_problems(run, cuda=False, world_size=1)
+    assert f"--deepspeed_config={file}: enables fp16" in found
+    assert "--args_to_ds_config with --bf16" in found
+    words = ["--deepspeed", f"--deepspeed_config={file}", "--bf16", "--args_to_ds_config"]
+    check_hardware(pretrain(*words), cuda=False, world_size=1)
+
+
+def test_model_parallel_size():
+    run = pretrain(*DISTIL, "--model-parallel-size=3", "--teacher_num_attention_heads=32")
+    found = hardware_problems(run, cuda=True, world_size=4).splitlines()
+    assert len(found) == 4
+    assert all(line.startswith("--model-parallel-size=3: does not divide") for line in found)
+    assert "--num-attention-heads=16" in found[0]
+    assert "--teacher_num_attention_heads=32" in found[1]
+    assert "--make-vocab-size-divisible-by=384" in found[2]
+    assert "the 4 process(es)" in found[3]
+
+
+def test_more_model_parallel_than_processes():
+    run = pretrain("--model-parallel-size=2")
+    assert "the 1 process(es)" in hardware_problems(run, cuda=True, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--zero_stage=1"], "--zero_stage"),
+        (["--loss-scale=128"], "--loss-scale"),
+        (["--epochs=3"], "--epochs"),
+        (["--pattern-id=1"], "--pattern-id"),
+        (["--distill_ft_soft", *DISTIL], "--distill_ft_soft"),
+        (["--distill_temperature=3"], "--distill_temperature"),
+        (["--teacher_num_layers=3"], "--teacher_num_layers"),
+        (["--lr-decay-style=constant", "--lr-decay-ratio=0.5"], "--lr-decay-ratio"),
+        (["--checkpoint-num-layers=2"], "--checkpoint-num-layers"),
+        (["--DDP-impl=local"], "--DDP-impl"),
+        (["--half-lazy-loader"], "--half-lazy-loader"),
+    ],
+)
+def test_a_flag_without_effect_warns_once(caplog, words, flag):
+    pretrain(*words)
+    assert [r.message.split(":")[0] for r in caplog.records] == [flag]
+    assert "has no effect" in caplog.text
+
+
+def test_flags_of_fine_tuning_without_effect(caplog):
+    finetune("--train-data=x", "--pattern-id=1", "--train-iters=3", "--finetune", "--block-lm")
+    assert [r.message.split(":")[0] for r in caplog.records] == [
+        "--pattern-id",
+        "--train-iters",
+        "--train-data",
+    ]
+
+
+def test_a_flag_of_another_method_warns(caplog):
+    pretrain(*DISTIL, "--toy_weight=2", methods=TOY)
+    assert "--toy_weight: has no effect with --student_model=kd" in caplog.text
+
+
+def test_ordinary_commands_warn_of_nothing(caplog):
+    pretrain(*DISTIL, "--finetune", "--block-lm", "--save=x", "--shuffle", "--bf16")
+    finetune("--cloze-eval", "--pattern-id=1", "--finetune")
+    assert caplog.records == []
+
+
+def test_only_the_first_process_warns(caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    pretrain("--DDP-impl=local", "--epochs=3")
+    assert caplog.records == []
+
+
+def test_flags_of_features_not_built_are_errors():
+    words = [word for flag in NOT_YET for word in (flag, "17")]
+    expected = {f"{flag}: is not supported yet: {NOT_YET[flag].feature}" for flag in NOT_YET}
+    assert set(problems([*PRETRAIN, *words])) == expected
+
+
+def test_a_switch_of_a_feature_not_built_is_an_error():
+    (problem,) = problems([*PRETRAIN, "--transformer-xl"])
+    assert problem.startswith("--transformer-xl: is not supported yet: Transformer-XL")
+
+
+def test_their_defaults_ask_for_nothing():
+    defaults = {flag: later.default for flag, later in NOT_YET.items() if later.default is not None}
+    assert len(defaults) > 100
+    pretrain(*(f"{flag}={default}" for flag, default in defaults.items()))
+
+
+def test_defaults_are_compared_as_numbers():
+    pretrain("--temperature=1.00", "--gap-sentence-prob=0.0")
+    (problem,) = problems([*PRETRAIN, "--gap-sentence-prob=0.3"])
+    assert "gap-sentence kind" in problem
+
+
+def test_ignored_flags_warn(caplog):
+    pretrain(*IGNORED)
+    expected = [f"{flag}: has no effect; {reason}" for flag, reason in IGNORED.items()]
+    assert [record.message for record in caplog.records] == expected

@@ -1,0 +1,75 @@
+"""An independent GLM in plain PyTorch: dense, one process, no captures. What tests compare with."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config.model import ModelArgs
+
+
+class PlainGLM(nn.Module):
+    """The formulas of GLM on the tensors of a checkpoint (official keys, dots as in the file)."""
+
+    def __init__(self, args: ModelArgs, state: dict[str, Tensor]):
+        super().__init__()
+        self.args = args
+        self.names = list(state)
+        self.weights = nn.ParameterList(nn.Parameter(t.detach().clone()) for t in state.values())
+
+    def grads(self) -> dict[str, Tensor]:
+        """Checkpoint name -> gradient."""
+        return {name: p.grad for name, p in zip(self.names, self.weights, strict=True)}
+
+    def forward(self, ids: Tensor, positions: Tensor, sep: Tensor, dropout: float = 0.0) -> Tensor:
+        """[b, s], [b, 2, s], [b] -> logits [b, s, v]. `dropout` is that of every place."""
+        w = dict(zip(self.names, self.weights, strict=True))
+        length = ids.size(1)
+        x = F.embedding(ids, w["word_embeddings.weight"])
+        if self.args.block_position_encoding:
+            x = x + F.embedding(positions[:, 0], w["transformer.position_embeddings.weight"])
+            x = x + F.embedding(positions[:, 1], w["transformer.block_position_embeddings.weight"])
+        else:
+            x = x + F.embedding(positions, w["transformer.position_embeddings.weight"])
+        x = F.dropout(x, dropout)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        visible = causal | (torch.arange(length) < sep[:, None, None, None])
+        for i in range(self.args.num_layers):
+            x = self._layer(w, f"transformer.layers.{i}.", x, visible, dropout)
+        x = self._norm(w, "transformer.final_layernorm.", x)
+        return x @ w["word_embeddings.weight"].T
+
+    def _layer(self, w: dict, name: str, x: Tensor, visible: Tensor, dropout: float) -> Tensor:
+        batch, length, width = x.shape
+        heads = self.args.num_attention_heads
+        normed = self._norm(w, name + "input_layernorm.", x)
+        mixed = self._linear(w, name + "attention.query_key_value.", normed)
+        q, k, v = (
+            part.view(batch, length, heads, width // heads).transpose(1, 2)
+            for part in mixed.chunk(3, dim=-1)
+        )
+        context = F.scaled_dot_product_attention(q, k, v, visible, dropout)
+        context = context.transpose(1, 2).reshape(batch, length, width)
+        x = x + F.dropout(self._linear(w, name + "attention.dense.", context), dropout)
+        normed = self._norm(w, name + "post_attention_layernorm.", x)
+        inner = self._linear(w, name + "mlp.dense_h_to_4h.", normed)
+        inner = F.gelu(inner, approximate="tanh")
+        return x + F.dropout(self._linear(w, name + "mlp.dense_4h_to_h.", inner), dropout)
+
+    @staticmethod
+    def _linear(w: dict, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, w[name + "weight"], w[name + "bias"])
+
+    @staticmethod
+    def _norm(w: dict, name: str, x: Tensor) -> Tensor:
+        weight = w[name + "weight"]
+        return F.layer_norm(x, weight.shape, weight, w[name + "bias"], 1e-5)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[Tensor, ...]:
+    """(masked scores, probabilities, context) of attention written out, [b, n, s, d] each."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1))
+    scores = torch.where(visible, scores, torch.tensor(-65504.0))
+    probs = torch.exp(scores - scores.logsumexp(-1, keepdim=True))
+    return scores, probs, probs @ v

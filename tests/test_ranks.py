@@ -1,0 +1,110 @@
+"""The rank runner itself: a test that cannot fail on a rank tests nothing."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.ranks import RankError, run_ranks
+
+
+def _sum(rank, size, x):
+    total = x * (rank + 1)
+    dist.all_reduce(total)
+    return total
+
+
+def test_results_come_in_rank_order():
+    assert run_ranks(3, _who) == [(0, 3), (1, 3), (2, 3)]
+
+
+def _who(rank, size):
+    return rank, size
+
+
+def test_tensors_travel_both_ways():
+    x = torch.tensor([1.0, 2.0])
+    for total in run_ranks(2, _sum, x):
+        assert torch.equal(total, 3 * x)
+
+
+def _environment(rank, size):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")
+    values = {name: int(os.environ[name]) for name in names}
+    return values, os.environ["DS_ACCELERATOR"], os.environ.get("EXTRA"), torch.get_num_threads()
+
+
+def test_environment_of_a_rank():
+    results = run_ranks(2, _environment, environment={"EXTRA": "yes"})
+    for rank, (values, accelerator, extra, threads) in enumerate(results):
+        assert values == {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 2,
+            "LOCAL_WORLD_SIZE": 2,
+            "OMP_NUM_THREADS": 1,
+        }
+        assert (accelerator, extra, threads) == ("cpu", "yes", 1)
+    assert "EXTRA" not in os.environ
+
+
+def _fail(rank, size):
+    print("rank", rank, "was here", flush=True)
+    if rank == 1:
+        raise KeyError("boom")
+    dist.barrier()
+
+
+def test_an_exception_comes_back_with_its_traceback():
+    with pytest.raises(RankError, match="KeyError: 'boom'") as error:
+        run_ranks(2, _fail)
+    assert "in _fail" in error.value.tracebacks[1]
+    assert "rank 1 was here" in error.value.logs[1]
+    assert str(error.value).index("rank 1") < str(error.value).index("rank 0")
+
+
+def _die(rank, size):
+    if rank == 1:
+        os._exit(3)
+    dist.barrier()
+
+
+def test_a_dead_rank_is_an_error():
+    with pytest.raises(RankError) as error:
+        run_ranks(2, _die)
+    assert "ended without a result" in error.value.tracebacks[1]
+
+
+def _sleep(rank, size):
+    if rank == 1:
+        time.sleep(60)
+    dist.barrier()
+
+
+def test_a_stuck_rank_is_stopped_and_its_stack_shown():
+    start = time.monotonic()
+    with pytest.raises(RankError, match="no result after 1 s") as error:
+        run_ranks(2, _sleep, timeout=1)
+    assert time.monotonic() - start < 10
+    assert "in _sleep" in error.value.tracebacks[1]
+    assert run_ranks(2, _who) == [(0, 2), (1, 2)]  # the server lives on
+
+
+def _uninitialised(rank, size):
+    return dist.is_initialized()
+
+
+def test_a_run_without_a_process_group():
+    assert run_ranks(2, _uninitialised, process_group=False) == [False, False]
+
+
+def test_functions_that_ranks_cannot_import():
+    with pytest.raises(ValueError, match="top level"):
+        run_ranks(1, lambda rank, size: None)
+
+
+def test_an_unknown_server():
+    with pytest.raises(ValueError, match=r"preload='other': one of \['deepspeed', 'torch'\]"):
+        run_ranks(1, _who, preload="other")

@@ -1,0 +1,98 @@
+"""What README.md and the scripts say is true: commands parse, tables are up to date, files exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config import parse_args
+from distill.registry import method_args
+from scripts.quickstart_plan import FULL, SMOKE, Plan
+from scripts.readme_tables import generated
+from tests.house import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = {"distill/pretrain.py": "pretrain", "distill/finetune.py": "finetune"}
+STARTERS = ("python", "deepspeed", "torchrun")
+
+
+def shell_lines(text: str) -> Iterator[list[str]]:
+    """Commands of a shell text as words: continued lines joined, `NAME=value` lines filled in."""
+    values: dict[str, str] = {}
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) == 1 and (found := re.fullmatch(r"(\w+)=(.*)", words[0], re.DOTALL)):
+            values[found[1]] = found[2]
+            continue
+        filled = re.sub(r"\$\{?(\w+)\}?", lambda m: values.get(m[1], m[0]), line)
+        if words:
+            yield shlex.split(filled, comments=True)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands that start one of our programs, from the program on."""
+    found = []
+    for words in shell_lines(text):
+        if Path(words[0]).name in STARTERS:
+            places = [i for i, word in enumerate(words) if word in PROGRAMS]
+            found += [words[i:] for i in places[:1]]
+    return found
+
+
+def written_commands() -> list[tuple[str, list[str]]]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    found = [("README.md", words) for block in blocks for words in commands(block)]
+    for path in sorted((ROOT / "scripts").rglob("*.sh")):
+        found += [(path.name, words) for words in commands(path.read_text(encoding="utf-8"))]
+    return found
+
+
+def planned_commands() -> list[tuple[str, list[str]]]:
+    return [
+        (step.name, list(step.command))
+        for sizes in (FULL, SMOKE)
+        for step in Plan(sizes, Path("runs/quickstart")).steps
+        if step.command[0] in PROGRAMS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [*written_commands(), *planned_commands()],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_the_command_parses(place, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run = parse_args(words[1:], program=PROGRAMS[words[0]], methods=method_args())
+    assert run.program == PROGRAMS[words[0]]
+
+
+def test_the_readme_shows_commands_of_both_programs():
+    programs = {words[0] for place, words in written_commands() if place == "README.md"}
+    assert programs == set(PROGRAMS)
+
+
+def test_a_wrong_command_is_noticed():
+    (words,) = commands("STEPS=5\npython distill/pretrain.py --train-iters=$STEPS \\\n  --no-such-flag=1")
+    assert words == ["distill/pretrain.py", "--train-iters=5", "--no-such-flag=1"]
+    with pytest.raises(ValueError, match="--no-such-flag"):
+        parse_args(words[1:], program="pretrain", methods=method_args())
+
+
+def test_the_generated_parts_are_up_to_date():
+    assert generated(README) == README, "run: python -m scripts.readme_tables --write"
+
+
+def test_links_and_named_files_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    scripts = [w for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+               for w in re.findall(r"\b(?:scripts|distill)/[\w/]+\.(?:py|sh)", block)]  # fmt: skip
+    assert [name for name in [*links, *scripts] if not (ROOT / name).exists()] == []
+
+
+def test_the_two_commands_of_the_readme_are_there():
+    for name in ("scripts/quickstart.sh", "scripts/test.sh"):
+        assert f"bash {name}" in README
+        assert (ROOT / name).is_file()

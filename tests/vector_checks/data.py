@@ -1,0 +1,183 @@
+"""Vectors of the data path: block-LM samples and tokenizers."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_utils.block import BlockSample, SpecialIds, assemble, collate
+from data_utils.tokenization import ASSETS, BertWordPieceTokenizer, GPT2BPETokenizer, Tokenizer
+from tests.vector_checks.common import NOT_IMPLEMENTED, Result, read_json
+
+TASK_MASKS = {"bert": "MASK", "generation": "gMASK", "gap_sentence": "sMASK"}
+KNOWN_FLAGS = ("--task-mask", "--block-mask-prob", "--context-mask-ratio", "--block-lm")
+
+
+def check_block_data(case: Path) -> list[Result]:
+    """`block_lm_data`: given spans exactly; drawn batches by putting their spans back."""
+    args, expected = read_json(case, "args.json"), read_json(case, "expected.json")
+    given = args["special_ids"]
+    ids = SpecialIds(*(given[name] for name in ("eos", "ENC", "MASK", "sop", "eop")))
+    result = Result(case.name)
+    for number, example in enumerate(expected.get("make_block_data", [])):
+        unknown = set(example) - {
+            "tokens",
+            "spans",
+            "out",
+            "task",
+            "task_mask",
+            "block_position_encoding",
+        }
+        if unknown:
+            result.status, result.message = (
+                NOT_IMPLEMENTED,
+                f"make_block_data with {sorted(unknown)}",
+            )
+            return [result]
+        mask = TASK_MASKS[example.get("task", "bert")] if example.get("task_mask") else "MASK"
+        sample = assemble(
+            example["tokens"],
+            sorted((first, end) for first, end in example["spans"]),
+            ids,
+            mask_id=given[mask],
+            block_position=example.get("block_position_encoding", True),
+        )
+        _compare(result, f"make_block_data {number}", _sample(sample), example["out"])
+    for number, example in enumerate(expected.get("collated", [])):
+        what = f"collated {number} ({example['mode']})"
+        rows = _rows(example["batch"])
+        samples = []
+        for length, row in zip(example["sample_lengths"], rows, strict=True):
+            tokens, spans = restore(row, ids)
+            result.exact(f"{what}: tokens of a sample", len(tokens), length)
+            if result.message:
+                return [result]
+            samples.append(assemble(tokens, spans, ids, mask_id=row["text"][row["position"][-1]]))
+        _compare(result, what, _batch(samples), example["batch"])
+    return [result]
+
+
+def restore(row: dict[str, Any], ids: SpecialIds) -> tuple[list[int], list[tuple[int, int]]]:
+    """The sample before corruption, and its spans in the order of the target part."""
+    sep, end = row["sep"], len(row["text"])
+    starts = [i for i in range(sep, end) if row["text"][i] == ids.sop] + [end]
+    pieces = [
+        (row["position"][a], row["text"][a + 1 : b])
+        for a, b in zip(starts, starts[1:], strict=False)
+    ]
+    tokens, places = [], {}
+    by_mask = dict(pieces)
+    for position, token in enumerate(row["text"][:sep]):
+        piece = by_mask.get(position, [token])
+        places[position] = (len(tokens), len(tokens) + len(piece))
+        tokens += piece
+    return tokens, [places[position] for position, _ in pieces]
+
+
+def _rows(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a padded batch, without their padding."""
+    rows = []
+    for i, sep in enumerate(batch["attention_mask"]):
+        end = max([sep, *(j + 1 for j, counts in enumerate(batch["loss_mask"][i]) if counts)])
+        position = batch["position_id"][i][0][:end]
+        rows.append({"text": batch["text"][i][:end], "position": position, "sep": sep})
+    return rows
+
+
+def _sample(sample: BlockSample) -> dict[str, Any]:
+    length = len(sample.text)
+    return {
+        "text": sample.text,
+        "target": sample.target,
+        "loss_mask": [int(i >= sample.sep) for i in range(length)],
+        "position_id": [sample.position, sample.block_position],
+        "sep": sample.sep,
+    }
+
+
+def _batch(samples: Sequence[BlockSample]) -> dict[str, Any]:
+    batch = collate(samples)
+    assert batch.loss_mask is not None
+    return {
+        "text": batch.tokens.tolist(),
+        "target": batch.labels.tolist(),
+        "loss_mask": batch.loss_mask.int().tolist(),
+        "position_id": batch.position_ids.tolist(),
+        "attention_mask": batch.attention_mask.tolist(),
+    }
+
+
+def _compare(result: Result, what: str, actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if name not in actual:
+            result.fail(f"{what}: {name} is not compared")
+        else:
+            result.exact(f"{what}: {name}", actual[name], value)
+
+
+def check_tokenizers(case: Path) -> list[Result]:
+    """`superglue_encodings/tokenizers/<configuration>`: ids, texts, verbalizers, sizes."""
+    path = case / "tokenizers.json"
+    configurations = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        _check_tokenizer(f"{case.name}/tokenizers/{name.replace(' ', '_')}", name, expected)
+        for name, expected in configurations.items()
+    ]
+
+
+def _check_tokenizer(part: str, configuration: str, expected: dict[str, Any]) -> Result:
+    result = Result(part)
+    tokenizer = _tokenizer(configuration.split())
+    if tokenizer is None:
+        result.status, result.message = NOT_IMPLEMENTED, "an option that is not built"
+        return result
+    for name, number in expected["commands"].items():
+        result.exact(f"id of {name}", tokenizer.get_command(name).Id, number)
+    result.exact("number of commands", len(tokenizer.commands), len(expected["commands"]))
+    result.exact("number of tokens", tokenizer.num_tokens, expected["num_tokens"])
+    result.exact("padded size", tokenizer.padded_size(), expected["padded_vocab_size"])
+    if "eod_token" in expected:
+        result.exact("eos", tokenizer.get_command("eos").Id, expected["eod_token"])
+    encodings = expected.get("encodings", [])
+    batch = tokenizer.encode_batch([e["text"] for e in encodings])
+    flat, lengths = tokenizer.encode_arrays([e["text"] for e in encodings])
+    result.exact("encode_arrays", flat.tolist(), [i for e in encodings for i in e["ids"]])
+    result.exact("encode_arrays: lengths", lengths.tolist(), [len(e["ids"]) for e in encodings])
+    for encoding, ids in zip(encodings, batch, strict=True):
+        what = repr(encoding["text"][:40])
+        result.exact(what, tokenizer.encode(encoding["text"]), encoding["ids"])
+        result.exact(f"{what} in a batch", ids, encoding["ids"])
+        result.exact(f"{what} decoded", tokenizer.decode(encoding["ids"]), encoding["decoded"])
+    for word, number in expected.get("token_to_id", {}).items():
+        result.exact(f"verbalizer {word!r}", _verbalizer(tokenizer, word), _crash(number))
+    return result
+
+
+def _tokenizer(words: list[str]) -> Tokenizer | None:
+    """The tokenizer of `bert --task-mask ...`; None for one that is not built."""
+    kind, flags = words[0], words[1:]
+    if any(flag.split("=")[0] not in KNOWN_FLAGS for flag in flags):
+        return None
+    masked = [flag for flag in flags if flag.split("=")[0] in KNOWN_FLAGS[1:3]]
+    options = {
+        "task_mask": "--task-mask" in flags,
+        "block_mask": any(float(flag.split("=")[1]) > 0 for flag in masked),
+    }
+    if kind == "bert":
+        return BertWordPieceTokenizer(ASSETS / "bert-base-uncased-vocab.txt", **options)
+    return GPT2BPETokenizer(ASSETS, **options) if kind == "gpt2" else None
+
+
+def _verbalizer(tokenizer: Tokenizer, word: str) -> int | str:
+    """As the seed looks it up (W14); "crash" where it has no such token."""
+    try:
+        return tokenizer.token_id(word, stripped=True)
+    except ValueError:
+        return "crash"
+
+
+def _crash(number: int | str) -> int | str:
+    return "crash" if isinstance(number, str) else number
+
+
+CHECKS: dict[str, Callable[[Path], list[Result]]] = {"block_lm_data*": check_block_data}

@@ -1,0 +1,320 @@
+"""Training steps: losses, named terms, logits and gradients of one or several micro-batches.
+
+Any case whose args.json has a `stage` is one. A `tp2_*` case is run in this process and on two
+ranks, each compared with the seed's one-process numbers (NOTES.md, 6-8).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mpu
+from config import Compat, RunArgs, parse_args
+from data_utils.batch import Batch
+from distill.context import TrainState
+from distill.registry import method_args
+from distill.step import DistillStep
+from distill.student import build_student, find_student
+from distill.teacher import Teacher
+from model.build import HeadSpec, add_head, build_model
+from tasks.base import Task
+from tasks.block_lm import BlockLM
+from tasks.choice import ChoiceTask
+from tests.ranks import run_ranks
+from tests.vector_checks.common import Result, read_json, read_tensors
+
+LAUNCH_ONLY = ("--deepspeed", "--distributed-backend", "--model-parallel-size")
+PATHS = ("--teacher_load_pretrained", "--mt_load_pretrained")  # of value RANDOM
+FIXED = {"theseus": "D31"}  # which defect a `*_fixed` case mends; D1 unless named here
+
+
+@dataclasses.dataclass
+class Local:
+    """An engine of this process alone: the module itself."""
+
+    module: nn.Module
+    device: torch.device = torch.device("cpu")
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.module(*inputs, **options)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What one run of a case gave; tensors are whole, whatever p."""
+
+    loss: Tensor
+    pre_loss: list[Tensor]
+    inter_loss: list[Tensor]
+    summary: list[tuple[str, float]]
+    grads: dict[str, Tensor | None]
+    s_logits: Tensor
+    t_logits: list[Tensor]
+    grad_norm: Tensor
+
+
+def check(case: Path) -> list[Result]:
+    """A case of the training-step kind."""
+    result = Result(case.name)
+    if case.name.startswith("tp2_"):
+        _check_two_ranks(case, result)
+        return [result]
+    expected, tensors = read_json(case, "expected.json"), read_tensors(case, "expected.safetensors")
+    for number, (run, outcome) in enumerate(zip(expected["runs"], run_case(case), strict=True)):
+        prefix = f"run{number}."
+        mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        compare(result, prefix, run, mine, outcome)
+    return [result]
+
+
+def compare(
+    result: Result, where: str, run: dict[str, Any], tensors: dict[str, Tensor], outcome: Outcome
+) -> None:
+    """One run against the seed's numbers."""
+    result.values(where + "total_loss", outcome.loss, run["total_loss"])
+    for name in ("pre_loss", "inter_loss"):
+        actual = getattr(outcome, name)
+        result.exact(where + f"number of {name}", len(actual), len(run[name]))
+        for i, (a, e) in enumerate(zip(actual, run[name], strict=False)):
+            result.values(where + f"{name}.{i}", a, e)
+    names, values = zip(*run["summary"], strict=True) if run["summary"] else ((), ())
+    result.exact(where + "names of terms", [name for name, _ in outcome.summary], list(names))
+    for name, (_, a), e in zip(names, outcome.summary, values, strict=False):
+        result.values(where + name, a, e)
+    for key, e in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "grad":
+            _compare_gradient(result, where + key, outcome.grads.get(name), e)
+        elif kind in ("s_logits", "t_logits"):
+            number = name.partition(".")[0]
+            a = outcome.s_logits if kind == "s_logits" else outcome.t_logits[int(number)]
+            result.values(where + key, a[0] if name.endswith(".sample0") else a, e)
+    result.gradient(where + "grad_norm", outcome.grad_norm, run["grad_norm"])
+    if "param_grad_norms" in run:
+        _compare_norms(result, where, run["param_grad_norms"], outcome.grads)
+
+
+def _compare_gradient(result: Result, what: str, actual: Tensor | None, expected: Tensor) -> None:
+    if actual is None:
+        result.fail(f"{what}: no gradient")
+    else:
+        result.gradient(what, actual, expected)
+
+
+def _compare_norms(
+    result: Result, where: str, expected: dict[str, float], grads: dict[str, Tensor | None]
+) -> None:
+    actual = {k: float(g.norm()) for k, g in grads.items() if g is not None}
+    extra = [k for k, norm in actual.items() if norm and k not in expected]
+    missing = [k for k in expected if k not in actual]
+    if extra or missing:
+        result.fail(f"{where}gradients: none expected for {extra}, missing {missing}")
+    else:
+        names = list(expected)
+        norms = torch.tensor([[x[k] for k in names] for x in (actual, expected)])
+        result.gradient(where + "param_grad_norms", *norms)
+
+
+# From a case to a run ------------------------------------------------------------------------------
+
+
+def read_run(case: Path) -> RunArgs:
+    """The run that a case's flags ask for, in the seed's numerics."""
+    args = read_json(case, "args.json")
+    flags = args.get("all_flags_in_order") or args["all_flags_mp1"]
+    flags = [f for f in flags if f.split("=")[0] not in (*LAUNCH_ONLY, *PATHS)]
+    compat = "glmkd"
+    if case.name.endswith("_fixed"):
+        compat += ",-" + FIXED.get(case.name.split("_")[0], "D1")
+    assert Compat.parse(compat)
+    program = "pretrain" if args["stage"] == "pt" else "finetune"
+    argv = [*flags, f"--compat={compat}"]
+    return parse_args(argv, program=program, methods=method_args(), check=False)
+
+
+def read_task(case: Path) -> Task:
+    """The task of a case, from the shapes of its batch."""
+    if read_json(case, "args.json")["stage"] in ("pt", "lm"):
+        return BlockLM()
+    target = read_batch(case, 0).target_ids
+    return ChoiceTask("vectors", HeadSpec("multi_token" if target.dim() == 3 else "single_token"))
+
+
+def read_batch(case: Path, number: int) -> Batch:
+    """Batch `number` of a case; with one batch names have no suffix."""
+    inputs = read_tensors(case, "inputs.safetensors")
+    several = any(name.endswith(".0") for name in inputs)
+    x = {k.removesuffix(f".{number}"): v for k, v in inputs.items()} if several else inputs
+    if "position_id" in x:
+        return Batch(
+            tokens=x["text"],
+            position_ids=x["position_id"],
+            attention_mask=x["attention_mask"],
+            labels=x["target"],
+            loss_mask=x["loss_mask"].float(),
+        )
+    return Batch(
+        tokens=x["text"],
+        position_ids=x["position"],
+        attention_mask=x["mask"],
+        labels=x["label"],
+        target_ids=x["target"],
+        logit_mask=x["logit_mask"].float(),
+        choice_mask=x["loss_mask"].float() if "loss_mask" in x else None,
+    )
+
+
+def load(module: nn.Module, whole: dict[str, Tensor]) -> nn.Module:
+    """Fill a module with whole weights, each rank its shard; all keys must fit."""
+    rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
+    parameters = module.state_dict(keep_vars=True)
+    state = {}
+    for name, tensor in whole.items():
+        partition = mpu.partition_of(parameters[name]) if name in parameters else None
+        state[name] = tensor if partition is None else mpu.split(tensor, partition, rank, size)
+    module.load_state_dict(state, strict=True)
+    return module
+
+
+def build(case: Path, run: RunArgs, task: Task) -> tuple[nn.Module, list[Teacher]]:
+    """Student with head, and teachers, with the case's weights."""
+    student = build_student(build_model(run.model, task.head), run)
+    student = load(
+        add_head(student, task.head, run.model), read_tensors(case, "student.safetensors")
+    )
+    files = sorted(case.glob("teacher*.safetensors"))
+    teachers = []
+    for args, file in zip(run.teachers, files, strict=bool(run.teachers)):
+        model_args = args.model_args(run.model)
+        module = add_head(build_model(model_args, task.head), task.head, model_args)
+        teachers.append(Teacher(load(module, read_tensors(case, file.name))))
+    return student.train(), teachers
+
+
+def run_case(case: Path) -> list[Outcome]:
+    """All runs of a case on the current model-parallel group; gradients are this rank's."""
+    run, task, expected = read_run(case), read_task(case), read_json(case, "expected.json")
+    module, teachers = build(case, run, task)
+    runs = expected.get("runs") or [expected["mp1"]]
+    outcomes = []
+    for numbers in runs:
+        state = TrainState(iteration=numbers["iteration"], epoch=numbers["epoch"])
+        step = DistillStep(task, Local(module), teachers, run, state)
+        outcomes.append(one_step(step, module, read_batch(case, numbers.get("batch", 0))))
+    return outcomes
+
+
+def one_step(step: DistillStep, module: nn.Module, batch: Batch) -> Outcome:
+    """Forward, backward, and everything the vectors tell of it."""
+    module.zero_grad()
+    method, calls = find_student(module), {"pre_loss": [], "inter_loss": []}
+    if method is not None:
+        _record(method, calls)
+    output = step(batch, step.count([batch]))
+    output.loss.backward()
+    parameters = module.state_dict(keep_vars=True)
+    inputs = step.task.inputs(batch)
+    with torch.no_grad():
+        s_logits = module(*inputs)[0]
+        t_logits = [teacher(inputs).logits for teacher in step.teachers]
+    return Outcome(
+        loss=output.loss.detach(),
+        pre_loss=calls["pre_loss"],
+        inter_loss=calls["inter_loss"],
+        summary=[(name, float(value)) for name, value in output.terms.items()],
+        grads={k: p.grad for k, p in parameters.items()},
+        s_logits=s_logits,
+        t_logits=t_logits,
+        grad_norm=mpu.grad_norm([p for p in module.parameters() if p.grad is not None]),
+    )
+
+
+def _record(method: nn.Module, calls: dict[str, list[Any]]) -> None:
+    for name, kept in calls.items():
+        function = getattr(type(method), name).__get__(method)
+        setattr(method, name, _recorder(function, kept))
+
+
+def _recorder(function: Callable[..., Any], kept: list[Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        kept.append(result.detach() if isinstance(result, Tensor) else torch.tensor(result))
+        return result
+
+    return call
+
+
+# Two ranks -----------------------------------------------------------------------------------------
+
+
+def _check_two_ranks(case: Path, result: Result) -> None:
+    numbers = read_json(case, "expected.json")
+    tensors = read_tensors(case, "expected.safetensors")
+    expected = {k.removeprefix("mp1."): v for k, v in tensors.items() if k.startswith("mp1.")}
+    norms = {k: v["mp1_norm"] for k, v in numbers["grad_compare"].items()}
+    run = numbers["mp1"] | {"param_grad_norms": norms}
+    (alone,) = run_case(case)
+    compare(result, "mp1.", run, expected, alone)
+    results = run_ranks(2, _rank, str(case))
+    partitions = results[0][1]
+    actual = {k: {"dim": p.dim, "stride": p.stride} for k, p in partitions.items() if p}
+    result.exact("partition", actual, read_json(case, "args.json")["partition"])
+    grads = _whole([outcome.grads for outcome, _ in results], partitions, result)
+    for rank, (outcome, _) in enumerate(results):
+        whole = dataclasses.replace(outcome, grads=grads)
+        compare(result, f"mp2_rank{rank}.", run, expected, whole)
+
+
+def _rank(rank: int, world_size: int, case: str) -> tuple[Outcome, dict[str, Any]]:
+    """The case on this rank, and how each parameter is cut."""
+    mpu.initialize_model_parallel(world_size)
+    task = read_task(Path(case))
+    module = add_head(build_model(read_run(Path(case)).model, task.head), task.head, None)
+    partitions = {k: mpu.partition_of(p) for k, p in module.state_dict(keep_vars=True).items()}
+    (outcome,) = run_case(Path(case))
+    if task.vocab_parallel:
+        outcome.s_logits = _gathered(outcome.s_logits)
+        outcome.t_logits = [_gathered(x) for x in outcome.t_logits]
+    return outcome, partitions
+
+
+def _gathered(x: Tensor) -> Tensor:
+    return mpu.gather_from_model_parallel_region(x)
+
+
+def _whole(
+    shards: Iterable[dict[str, Tensor | None]], partitions: dict[str, Any], result: Result
+) -> dict[str, Tensor | None]:
+    """Gradients of all ranks joined; replicated ones must be equal."""
+    shards, whole = list(shards), {}
+    for name, first in shards[0].items():
+        parts, partition = [s[name] for s in shards], partitions.get(name)
+        if first is None:
+            whole[name] = None
+        elif partition is None:
+            whole[name] = first
+            for part in parts[1:]:
+                result.gradient(f"{name} on the other rank", part, first)
+        else:
+            whole[name] = mpu.merge(parts, partition)
+    return whole
+
+
+CHECKS: dict[str, Callable[[Path], list[Result]]] = {
+    glob: check
+    for glob in (
+        "plain_*",
+        "kd_ft*",
+        "pd_2_ft",
+        "glmd_vc_*",
+        "lm_plain_ft",
+        "lm_kd*",
+        "x_kd_*",
+        "x_logitsdistil_*",
+        "tp2_*",
+    )
+}
