@@ -231,6 +231,7 @@ def _model_parallel(run: "RunArgs", world_size: int) -> Iterator[str]:
 
 #: Flags -> (when they have no effect, why).
 IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
+    (("--vocab-size",), lambda run: True, "on a run with a tokenizer, which decides"),
     (
         ("--zero_stage", "--cpu_offload", "--args_to_ds_config"),
         lambda run: not run.parallel.deepspeed,

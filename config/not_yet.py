@@ -46,9 +46,6 @@ _FEATURES = {
     "BERT models as a baseline": "pretrained-bert",
     "masked language modelling": "masked-lm",
     "switching to a linear schedule on resume": "switch-linear",
-    "resuming in part; --load-pretrained takes the weights only": (
-        "no-load-optim no-load-lr-scheduler no-deepspeed-load"
-    ),
     "block-LM samples of the GPT kind": "gpt-infill-prob=0.5 gpt-min-ratio=0.5",
     "block-LM samples of the gap-sentence kind": "gap-sentence-prob=0 gap-sentence-ratio=0.15",
     "further options of block-LM samples": (
@@ -71,6 +68,7 @@ _FEATURES = {
     "several segments for one sample": "segment-length=0",
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
     "WSC": "wsc-negative",
+    "tasks with a varying number of choices": "fix_variable_num_choices",
     "fine-tuning without validation": "no-validation",
     "other optimizers than AdamW": "optimizer=adam",
     "continuous prompts": (
@@ -189,6 +187,7 @@ _LEFTOVER = "belongs to data readers of other models"
 _INTERNAL = "the seed's own state, no setting"
 _ONE_FORMAT = "parameters are fp32; autocast decides what is computed in half precision"
 _SCALER = "the dynamic loss scale is PyTorch's, or that of the fp16 block of DeepSpeed's JSON"
+_WHOLE = "--load resumes with all state, --load-pretrained takes the weights only"
 _PROCESSES = "PyTorch's data parallelism, or DeepSpeed's with --deepspeed, is used"
 _CACHE = "corpora are memory-mapped and shared by all processes"
 
@@ -212,6 +211,9 @@ IGNORED: dict[str, str] = {
     "--reset-attention-mask": "is no option of block-LM samples",
     "--no-save-rng": "random streams follow from --seed and the iteration; none is saved",
     "--no-load-rng": "random streams follow from --seed and the iteration; none is saved",
+    "--no-load-optim": _WHOLE,
+    "--no-load-lr-scheduler": _WHOLE,
+    "--no-deepspeed-load": _WHOLE,
     "--eval-max-preds-per-seq": _LEFTOVER,
     "--max-preds-per-seq": _LEFTOVER,
     "--input-data-sizes-file": _DEAD,
@@ -240,13 +242,24 @@ IGNORED: dict[str, str] = {
 }
 
 
+#: Without effect on a new run; a resumed one would need them.
+_RESUME_IN_PART = ("--no-load-optim", "--no-load-lr-scheduler", "--no-deepspeed-load")
+
+
 def refuse_not_yet(given: argparse.Namespace) -> list[str]:
     """A problem for each flag of a feature that is not built, unless it has its default."""
-    return [
+    problems = [
         f"{flag}: is not supported yet: {later.feature}"
         for flag, later in NOT_YET.items()
         if hasattr(given, flag) and not _asks_nothing(getattr(given, flag), later.default)
     ]
+    if hasattr(given, "load"):
+        problems += [
+            f"{flag}: is not supported with --load; use --load-pretrained for the weights only"
+            for flag in _RESUME_IN_PART
+            if hasattr(given, flag)
+        ]
+    return problems
 
 
 def warn_ignored(given: argparse.Namespace) -> None:

@@ -40,6 +40,7 @@ def build_parser(
     """One argparse group per flag group; `silent` flags are taken with any values, not shown."""
     parser = Parser(
         prog=f"distill/{program}.py",
+        usage="%(prog)s [flags]",
         description=_DESCRIPTIONS[program],
         allow_abbrev=False,
         formatter_class=argparse.HelpFormatter,

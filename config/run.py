@@ -182,7 +182,8 @@ def parse_args(
             problems += check_run(run)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
-    warn_unused(run, methods)
+    if check:
+        warn_unused(run, methods)
     return run
 
 

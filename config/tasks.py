@@ -29,6 +29,3 @@ class FinetuneArgs(ArgGroup):
     validation_metric: str | None = flag(
         None, "metric that selects the best epoch; default: the first"
     )
-    fix_variable_num_choices: bool = flag(
-        False, "cut or fill every sample to 10 choices", name="--fix_variable_num_choices"
-    )

@@ -194,8 +194,12 @@ class BertWordPieceTokenizer(Tokenizer):
         self._words = list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens joined by spaces, `##` pieces glued to the word before."""
-        words = [self._surfaces.get(i) or self._words[i] for i in map(int, ids)]
+        """Tokens joined by spaces, `##` pieces glued to the word before; padding ids are [UNK]."""
+        known = len(self._words)
+        words = [
+            self._surfaces.get(i) or (self._words[i] if i < known else "[UNK]")
+            for i in map(int, ids)
+        ]
         return " ".join(words).replace(" ##", "")
 
     def token_id(self, word: str, *, stripped: bool = False) -> int:

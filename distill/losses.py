@@ -11,8 +11,8 @@ is its slice of the gradient at p = 1.
 
 Each returns [] or, with keep_batch, [b]. `rows` says which rows count and what their sum is divided
 by (`distill.rows`); None: the plain mean. `columns` [..., v/p] marks the entries of the last dim
-that take part (True), for padded choices and top-n. Everything is fp32 inside. Gradients run
-through autograd: into the student, and into a teacher that has them.
+that take part (True), for padded choices and top-n. Everything is fp32 inside. Gradients go into
+the student, and into a teacher that has them.
 """
 
 import math
@@ -20,12 +20,11 @@ import math
 import torch
 from torch import Tensor
 
+from distill.divergence import NOWHERE, soft_rows
 from distill.rows import Rows
 from mpu import get_model_parallel_world_size, max_across, sum_across_model_parallel_region
 from mpu.layout import Layout
 from mpu.softmax import log_softmax, mean_over_shards, sum_last, top_k_threshold
-
-NOWHERE = -1e30  # logit of an entry that takes no part: exp is 0, and differences stay finite
 
 
 def mse(
@@ -60,8 +59,7 @@ def kl(
 
     [b, ..., v/p] twice, before the softmax -> [] or [b].
     """
-    log_q, log_p = _log_probs(student, teacher, layout, rows, columns, temperature)
-    losses = sum_last(log_p.exp() * (log_p - log_q), layout)
+    losses = _soft_rows(student, teacher, layout, rows, columns, temperature)
     return _mean(losses, _heads(layout), rows, keep_batch) * temperature**2
 
 
@@ -80,8 +78,7 @@ def soft_cross_entropy(
     [b, ..., v/p] twice, before the softmax -> [] or [b]. KL plus the teacher's entropy: the same
     gradient. Under D3 a masked row counts log v, as two rows of zeros do in the seed.
     """
-    log_q, log_p = _log_probs(student, teacher, layout, rows, columns, temperature)
-    losses = -sum_last(log_p.exp() * log_q, layout)
+    losses = _soft_rows(student, teacher, layout, rows, columns, temperature, cross_entropy=True)
     masked = math.log(whole_width(student, layout))
     return _mean(losses, _heads(layout), rows, keep_batch, masked) * temperature**2
 
@@ -116,7 +113,7 @@ def excess(
 ) -> tuple[Tensor, Tensor]:
     """By how much entries outside `columns` exceed the smallest one inside. -> ([] or [b], []).
 
-        theta = min over columns of z        loss = mean over {j outside: z_j > theta} of z_j - theta
+        theta = min over columns of z      loss = mean over {j outside: z_j > theta} of z_j - theta
 
     z [b, s, v/p], columns [b, s, v/p]. The mean is taken in each row, then over rows; 0 where
     nothing exceeds. `pooled` (D3): all such entries of the micro-batch in one mean. The second
@@ -158,22 +155,32 @@ def _pick(rows: Rows | None, *tensors: Tensor | None) -> list[Tensor | None]:
     return [rows.pick(x) if x is not None and x.dim() == depth else x for x in tensors]
 
 
-def _log_probs(
+def _soft_rows(
     student: Tensor,
     teacher: Tensor,
     layout: Layout,
     rows: Rows | None,
     columns: Tensor | None,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
+    cross_entropy: bool = False,
+) -> Tensor:
+    """Row losses of distributions: the lean way, or by autograd for a teacher that is trained."""
     student, teacher, columns = _pick(rows, student, teacher, columns)
-    pair = []
-    for x in (student, teacher):
-        x = x.float()
-        if columns is not None:
-            x = x.where(columns.bool(), NOWHERE)
-        pair.append(log_softmax(x if temperature == 1 else x / temperature, layout))
-    return pair[0], pair[1]
+    if not teacher.requires_grad:
+        return soft_rows(
+            student,
+            teacher,
+            layout=layout,
+            columns=columns,
+            temperature=temperature,
+            cross_entropy=cross_entropy,
+        )
+    pair = [x.float() / temperature for x in (student, teacher)]
+    if columns is not None:
+        pair = [x.where(columns.bool(), NOWHERE) for x in pair]
+    log_q, log_p = (log_softmax(x, layout) for x in pair)
+    inside = -log_q if cross_entropy else log_p - log_q
+    return sum_last(log_p.exp() * inside, layout)
 
 
 def _heads(layout: Layout) -> Layout:
@@ -184,7 +191,7 @@ def _heads(layout: Layout) -> Layout:
 def _mean(
     losses: Tensor, layout: Layout, rows: Rows | None, keep_batch: bool, masked: float = 0.0
 ) -> Tensor:
-    """Row losses [b, s], [b, n/p, s], [b] or picked [n] -> [] or [b]; of a shard: over the ranks."""
+    """Row losses [b, s], [b, n/p, s], [b] or picked [n] -> [] or [b]; shards: over the ranks."""
     if rows is not None:
         if losses.dim() > rows.mask.dim():  # heads
             losses = losses.mean(1)

@@ -55,7 +55,7 @@ def _mix(state: int) -> int:
 
 
 class RNGTracker:
-    """The model-parallel stream: a state of the CPU and one of the current CUDA generator.
+    """The model-parallel stream: a state of the CPU and, once CUDA is in use, one of its generator.
 
     Until `seed` is called there is no such stream; then `fork` leaves the default one in use, which
     is only allowed for p = 1.
@@ -67,7 +67,7 @@ class RNGTracker:
     def seed(self, seed: int) -> None:
         """Start the stream anew."""
         self._states = (torch.Generator().manual_seed(seed).get_state(),)
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             device = torch.cuda.current_device()
             self._states += (torch.Generator(f"cuda:{device}").manual_seed(seed).get_state(),)
 
@@ -123,7 +123,10 @@ def seed_step(seed: int, iteration: int, micro_step: int, dp_rank: int) -> None:
     model-parallel rank.
     """
     key = (seed, iteration, micro_step, dp_rank)
-    torch.manual_seed(derive_seed(*key, _DEFAULT_STREAM))
+    default = derive_seed(*key, _DEFAULT_STREAM)
+    torch.default_generator.manual_seed(default)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(default)
     _tracker.seed(derive_seed(*key, _MODEL_PARALLEL_STREAM, get_model_parallel_rank()))
 
 

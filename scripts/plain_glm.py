@@ -1,4 +1,4 @@
-"""A GLM in plain PyTorch, one process, no framework: what scripts/bench_step.py measures ours against.
+"""A GLM in plain PyTorch, one process, no framework: the yardstick of scripts/bench_step.py.
 
 Same architecture, same attention kernel and the same parameter names as model/glm.py, so weights
 load from one into the other. Shapes: b batch, s sequence, h hidden, n heads, v vocabulary.
@@ -106,7 +106,7 @@ class PlainGLM(nn.Module):
 
 
 def additive_mask(length: int, sep: Tensor, dtype: torch.dtype) -> Tensor:
-    """[b] -> [b, 1, s, s]: 0 where the column lies before `sep` or not after the row, else -65504."""
+    """[b] -> [b, 1, s, s]: 0 where row i sees column j (j < sep or j <= i), else -65504."""
     place = torch.arange(length, device=sep.device)
     visible = (place[None, None] < sep[:, None, None]) | (place[None, None] <= place[None, :, None])
     mask = torch.zeros(visible.shape, dtype=dtype, device=sep.device)

@@ -21,7 +21,7 @@ from scripts.quickstart_plan import FULL, SMOKE, Plan, Step
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class StepFailed(RuntimeError):
+class StepError(RuntimeError):
     """A command that did not exit with 0; its text names the log."""
 
 
@@ -35,13 +35,13 @@ class Runner:
         self.started = time.monotonic()
 
     def run(self) -> None:
-        """All steps. StepFailed after the steps that were running have ended."""
+        """All steps. StepError after the steps that were running have ended."""
         for folder in (self.marks, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         waiting = {step.name: step for step in self.plan.steps}
         running: dict[Future, Step] = {}
         ended: set[str] = set()
-        failure: StepFailed | None = None
+        failure: StepError | None = None
         with ThreadPoolExecutor(self.jobs) as pool:
             while waiting or running:
                 ready = [s for s in waiting.values() if ended.issuperset(s.needs)]
@@ -52,7 +52,7 @@ class Runner:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     step = running.pop(future)
-                    if isinstance(future.exception(), StepFailed):
+                    if isinstance(future.exception(), StepError):
                         failure = failure or future.exception()
                     else:
                         future.result()
@@ -78,7 +78,7 @@ class Runner:
             )
         seconds = time.monotonic() - begin
         if done.returncode:
-            raise StepFailed(f"{step.about}: exit status {done.returncode}; see {log}\n{tail(log)}")
+            raise StepError(f"{step.about}: exit status {done.returncode}; see {log}\n{tail(log)}")
         content = {"key": self.keys[step.name], "command": step.command, "seconds": seconds}
         mark.write_text(json.dumps(content, indent=2), encoding="utf-8")
         total = time.monotonic() - self.started
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     os.chdir(ROOT)
     try:
         Runner(plan, options.jobs).run()
-    except StepFailed as failure:
+    except StepError as failure:
         print(failure, file=sys.stderr)
         return 1
     from scripts.quickstart_report import write_report

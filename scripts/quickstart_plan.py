@@ -8,7 +8,7 @@ from pathlib import Path
 
 DATA = Path("data") / "demo"
 #: Text to pretrain on. The task gives its training sentences only: never validation or test.
-CORPUS = (f"{DATA}/corpus", f"{DATA}/SST-2/train.jsonl")
+CORPUS = ("demo", f"{DATA}/SST-2/train.jsonl")
 TASK = f"{DATA}/SST-2"
 
 
@@ -79,7 +79,7 @@ class Plan:
 
     def _tokenizer(self) -> None:
         command = ["scripts/train_tokenizer.py", "--train-data", *CORPUS, "--text-key=sentence"]
-        command += [f"--vocab-size={self.sizes.vocabulary}", f"--out={self.folder('tokenizer')}"]
+        command += [f"--vocab-size={self.sizes.vocabulary}", f"--output={self.folder('vocab.txt')}"]
         self._add("tokenizer", "train a WordPiece vocabulary", command)
 
     def _pretraining(self) -> None:
@@ -92,11 +92,19 @@ class Plan:
         )  # fmt: skip
 
     def _pretrain(
-        self, name: str, about: str, layers: int, steps: int, *more: str, needs: tuple[str, ...] = ()
+        self,
+        name: str,
+        about: str,
+        layers: int,
+        steps: int,
+        *more: str,
+        needs: tuple[str, ...] = (),
     ) -> None:
         s = self.sizes
         command = [
-            "distill/pretrain.py", *self._common(name, layers, seed=1),
+            "distill/pretrain.py", *self._common(name, seed=1),
+            f"--num-layers={layers}", f"--hidden-size={s.hidden}",
+            f"--num-attention-heads={s.heads}", f"--max-position-embeddings={s.seq_length}",
             "--train-data", *CORPUS, "--text-key=sentence", "--split=100,1,1",
             f"--cache-dir={self.folder('cache')}", "--bert-prob=1.0",
             f"--train-iters={steps}", f"--batch-size={s.batch}", f"--lr={s.lr}",
@@ -109,13 +117,13 @@ class Plan:
 
     def _fine_tuning(self) -> list[Row]:
         s, rows = self.sizes, []
-        kinds = (
-            ("teacher", "teacher", s.teacher_layers),
-            ("plain", "student, undistilled", s.student_layers),
-            ("distilled", "student, distilled in pretraining (GLMD)", s.student_layers),
-        )
-        for start, title, layers in kinds:
-            runs = tuple(self._finetune_plainly(start, layers, seed) for seed in s.seeds)
+        kinds = {
+            "teacher": "teacher",
+            "plain": "student, undistilled",
+            "distilled": "student, distilled in pretraining (GLMD)",
+        }
+        for start, title in kinds.items():
+            runs = tuple(self._finetune_plainly(start, seed) for seed in s.seeds)
             rows.append(Row(title, runs, self._before(start)))
         pairs = [self._finetune_glmd(seed) for seed in s.seeds]
         title = "student, distilled in pretraining and fine-tuning (GLMD)"
@@ -132,54 +140,50 @@ class Plan:
         """The teacher of both GLMD stages: the first seed's, chosen before any score is known."""
         return f"teacher-sst2-{self.sizes.seeds[0]}"
 
-    def _finetune_plainly(self, start: str, layers: int, seed: int) -> str:
+    def _finetune_plainly(self, start: str, seed: int) -> str:
         name = f"{start}-sst2-{seed}"
-        command = self._finetune(name, layers, seed, self.sizes.epochs, start)
+        command = self._finetune(name, seed, self.sizes.epochs, start)
         return self._add(name, f"fine-tune: {start}, seed {seed}", command, start)
 
     def _finetune_glmd(self, seed: int) -> tuple[str, str]:
         s, teacher = self.sizes, self._tuned_teacher
         first, second = f"glmd-1-sst2-{seed}", f"glmd-2-sst2-{seed}"
-        command = self._finetune(first, s.student_layers, seed, s.stage_1_epochs, "distilled")
+        command = self._finetune(first, seed, s.stage_1_epochs, "distilled")
         command += [*self._glmd(), *self._teacher(teacher)]
         about = f"fine-tune: GLMD stage 1, seed {seed}"
         self._add(first, about, command, "distilled", teacher)
-        command = self._finetune(second, s.student_layers, seed, s.epochs, first)
+        command = self._finetune(second, seed, s.epochs, first)
         command += ["--student_model=logitsdistil", "--distill_ft_soft", "--logitsdistil_wo_inter"]
         command += self._teacher(teacher)
         about = f"fine-tune: GLMD stage 2, seed {seed}"
         self._add(second, about, command, first)
         return first, second
 
-    def _finetune(self, name: str, layers: int, seed: int, epochs: int, start: str) -> list[str]:
+    def _finetune(self, name: str, seed: int, epochs: int, start: str) -> list[str]:
         s = self.sizes
         return [
-            "distill/finetune.py", *self._common(name, layers, seed),
+            "distill/finetune.py", *self._common(name, seed),
             "--task=SST-2", f"--data-dir={TASK}", "--cloze-eval", "--pattern-id=1",
             f"--cache-dir={self.folder('cache')}", f"--load-pretrained={self.folder(start)}",
             f"--epochs={epochs}", f"--batch-size={s.ft_batch}", f"--lr={s.ft_lr}",
             "--lr-decay-style=linear", "--lr-decay-ratio=0", "--warmup=0.1", "--eval-batch-size=50",
         ]  # fmt: skip
 
-    def _common(self, name: str, layers: int, seed: int) -> list[str]:
-        s = self.sizes
+    def _common(self, name: str, seed: int) -> list[str]:
         return [
             f"--save={self.out}", f"--experiment-name={name}", "--overwrite", f"--seed={seed}",
-            f"--num-layers={layers}", f"--hidden-size={s.hidden}",
-            f"--num-attention-heads={s.heads}", f"--max-position-embeddings={2 * s.seq_length}",
-            f"--seq-length={s.seq_length}", f"--tokenizer-path={self.folder('tokenizer')}",
+            f"--seq-length={self.sizes.seq_length}", f"--tokenizer-path={self.folder('vocab.txt')}",
             "--num-workers=0", "--no-save-optim", "--log-interval=20",
         ]  # fmt: skip
 
     def _teacher(self, name: str) -> list[str]:
-        s = self.sizes
-        return [
-            f"--teacher_load_pretrained={self.folder(name)}",
-            f"--teacher_num_layers={s.teacher_layers}", f"--teacher_hidden_size={s.hidden}",
-            f"--teacher_num_attention_heads={s.heads}",
-            f"--teacher_max_position_embeddings={2 * s.seq_length}",
-        ]  # fmt: skip
+        # Like --load-pretrained: the checkpoint's config.json knows the architecture.
+        return [f"--teacher_load_pretrained={self.folder(name)}"]
 
     @staticmethod
     def _glmd() -> list[str]:
-        return ["--student_model=logitsdistil", "--distill_temperature=15", "--logitsdistil_mask_pad"]
+        return [
+            "--student_model=logitsdistil",
+            "--distill_temperature=15",
+            "--logitsdistil_mask_pad",
+        ]

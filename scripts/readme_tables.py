@@ -23,7 +23,7 @@ FOLDERS = {
     "scripts": "started by people; imported by tests only",
 }
 OTHER = {
-    "config": ("config_*.json", "config_tasks/*.json", "corpora.json"),
+    "config": ("config_*.json", "tasks/*.json", "corpora.json"),
     "data_utils": ("assets/*",),
 }
 

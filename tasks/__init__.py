@@ -2,5 +2,13 @@
 
 from tasks import superglue
 from tasks.registry import TASKS, build_task, register_task, task_name
+from tasks.superglue.dataset import majority_class_accuracy
 
-__all__ = ["TASKS", "build_task", "register_task", "superglue", "task_name"]
+__all__ = [
+    "TASKS",
+    "build_task",
+    "majority_class_accuracy",
+    "register_task",
+    "superglue",
+    "task_name",
+]

@@ -60,7 +60,9 @@ def check_case(case: Path) -> list[Result]:
 
 def check_folder(folder: Path, glob: str = "*") -> Iterator[Result]:
     """All cases of a folder, in the order of their names."""
-    cases = [case for case in sorted(folder.iterdir()) if case.is_dir() and fnmatch(case.name, glob)]
+    cases = [
+        case for case in sorted(folder.iterdir()) if case.is_dir() and fnmatch(case.name, glob)
+    ]
     if not cases:
         raise FileNotFoundError(f"{folder}: no case matches {glob!r}")
     for case in cases:

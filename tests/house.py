@@ -14,7 +14,9 @@ def sources(*folders: str) -> dict[Path, ast.Module]:
     found = sorted(
         path
         for folder in (folders or (*PACKAGES, "scripts", "tests", "."))
-        for path in ((ROOT / folder).glob("*.py") if folder == "." else (ROOT / folder).rglob("*.py"))
+        for path in (
+            (ROOT / folder).glob("*.py") if folder == "." else (ROOT / folder).rglob("*.py")
+        )
     )
     return {p.relative_to(ROOT): ast.parse(p.read_text(encoding="utf-8"), str(p)) for p in found}
 

@@ -76,7 +76,9 @@ def test_heavy_libraries_are_imported_inside_the_functions_that_need_them():
 
 
 def test_no_file_edits_sys_path():
-    edit = re.compile(r"sys\.path\s*(\.(append|insert|extend|remove)|\[.*\]\s*=|\+?=[^=])|PYTHONPATH")
+    edit = re.compile(
+        r"sys\.path\s*(\.(append|insert|extend|remove)|\[.*\]\s*=|\+?=[^=])|PYTHONPATH"
+    )
     wrong = [
         f"{path.relative_to(ROOT)}:{number}"
         for folder in (*PACKAGES, "scripts", "tests", ".ci")
@@ -94,7 +96,10 @@ def test_nothing_inside_distill_hides_another_module():
     others = (
         set(sys.stdlib_module_names)
         | {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
-        | {name.replace("-", "_") for name in re.findall(r"^([\w-]+)==", requirements, re.MULTILINE)}
+        | {
+            name.replace("-", "_")
+            for name in re.findall(r"^([\w-]+)==", requirements, re.MULTILINE)
+        }
         | {"sklearn", "apex", "sentencepiece", "transformers"}
     )
     here = {path.stem for path in (ROOT / "distill").iterdir() if not path.name.startswith("__")}
@@ -125,7 +130,11 @@ IMPORT_ALL = """
 
 def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

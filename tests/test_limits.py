@@ -30,7 +30,9 @@ def parameters(node: ast.FunctionDef) -> list[ast.arg]:
 def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
     """Functions of a module and methods of its public classes whose names have no underscore."""
     bodies = [tree.body]
-    bodies += [n.body for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+    bodies += [
+        n.body for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")
+    ]
     return [
         node
         for body in bodies
@@ -119,7 +121,9 @@ def test_only_scripts_print():
         f"{path}:{node.lineno}"
         for path, tree in sources(*PACKAGES).items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     ]
     assert wrong == []
 
@@ -163,6 +167,10 @@ def test_shipped_files_are_named_in_the_notice():
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     folders = ["data/demo/SST-2", "data/demo/WiC"]
     corpus = [path.relative_to(ROOT).as_posix() for path in (ROOT / "data/demo/corpus").iterdir()]
-    assets = [p for p in (ROOT / "data_utils/assets").rglob("*") if p.suffix in (".txt", ".json", ".model")]
+    assets = [
+        p
+        for p in (ROOT / "data_utils/assets").rglob("*")
+        if p.suffix in (".txt", ".json", ".model")
+    ]
     expected = [*folders, *corpus, *(path.relative_to(ROOT).as_posix() for path in assets)]
     assert [name for name in expected if name not in notice] == []

@@ -75,7 +75,9 @@ def test_the_readme_shows_commands_of_both_programs():
 
 
 def test_a_wrong_command_is_noticed():
-    (words,) = commands("STEPS=5\npython distill/pretrain.py --train-iters=$STEPS \\\n  --no-such-flag=1")
+    (words,) = commands(
+        "STEPS=5\npython distill/pretrain.py --train-iters=$STEPS \\\n  --no-such-flag=1"
+    )
     assert words == ["distill/pretrain.py", "--train-iters=5", "--no-such-flag=1"]
     with pytest.raises(ValueError, match="--no-such-flag"):
         parse_args(words[1:], program="pretrain", methods=method_args())

@@ -77,8 +77,8 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def full_grads(module: nn.Module) -> dict[str, Tensor]:
-    """Name -> this rank's gradient, in checkpoint names; zeros for parameters without one."""
+def rank_grads(module: nn.Module) -> dict[str, Tensor]:
+    """Checkpoint name -> this rank's gradient; zeros for parameters without one."""
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in module.state_dict(keep_vars=True).items()
@@ -86,12 +86,19 @@ def full_grads(module: nn.Module) -> dict[str, Tensor]:
 
 
 def merged(ranks: list[dict[str, Tensor]], like: nn.Module) -> dict[str, Tensor]:
-    """Per-rank dicts of shards -> full tensors, by the partitions of `like`'s parameters."""
-    parameters = like.state_dict(keep_vars=True)
-    return {
-        name: mpu.merge([shards[name] for shards in ranks], mpu.partition_of(parameters[name]))
-        for name in ranks[0]
-    }
+    """Per-rank dicts of shards -> full tensors, by the partitions of `like`'s parameters.
+
+    Replicated tensors must agree up to rounding.
+    """
+    full = {}
+    for name, parameter in like.state_dict(keep_vars=True).items():
+        shards, partition = [tensors[name] for tensors in ranks], mpu.partition_of(parameter)
+        if partition is None:
+            for shard in shards[1:]:
+                torch.testing.assert_close(shard, shards[0], rtol=1e-4, atol=1e-4)
+            shards = shards[:1]
+        full[name] = mpu.merge(shards, partition)
+    return full
 
 
 def toy_lm_batch(

@@ -15,7 +15,6 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,9 @@ def tag_folder(path: str | Path, *, what: str = "checkpoint", prefer_best: bool 
 def read_config(path: str | Path) -> dict[str, Any] | None:
     """The config.json of a checkpoint (its tag's, else its run's); None without one."""
     folder = tag_folder(path, prefer_best=True)
-    file = next((f for f in (folder / CONFIG_FILE, folder.parent / CONFIG_FILE) if f.is_file()), None)
+    file = next(
+        (f for f in (folder / CONFIG_FILE, folder.parent / CONFIG_FILE) if f.is_file()), None
+    )
     if file is None:
         return None
     try:
@@ -125,14 +126,21 @@ def check_sources(run: RunArgs, fingerprint: str) -> None:
 
     ConfigError and FileNotFoundError name the flag.
     """
-    sources = [("--load", run.checkpoint.load), ("--load-pretrained", run.checkpoint.load_pretrained)]
-    sources += [
-        ("--teacher_load_pretrained", t.load_pretrained) for t in run.teachers if not t.random_para
+    for what, path in sources(run):
+        _check_shards(tag_folder(path, what=what, prefer_best=what != "--load"), what)
+        check_tokenizer(path, fingerprint, what=what)
+
+
+def sources(run: RunArgs) -> list[tuple[str, str]]:
+    """(flag, path) of every checkpoint that the run reads."""
+    found = [
+        ("--load", run.checkpoint.load),
+        ("--load-pretrained", run.checkpoint.load_pretrained),
     ]
-    for what, path in sources:
-        if path is not None:
-            _check_shards(tag_folder(path, what=what, prefer_best=what != "--load"), what)
-            check_tokenizer(path, fingerprint, what=what)
+    for teacher in run.teachers:
+        if not teacher.random_para:
+            found.append(("--teacher_load_pretrained", teacher.load_pretrained))
+    return [(flag, path) for flag, path in found if path is not None]
 
 
 def _check_shards(folder: Path, what: str) -> None:
@@ -214,20 +222,15 @@ class Checkpoints:
         """All that resuming needs, under the number of iterations."""
         if not self.writes:
             return
-        client = {"iteration": state["iteration"], "train_state": state}
-        if self.run.checkpoint.no_save_optim:
-            write = self._weights_writer(engine.module, client)
-        else:
-            write = lambda folder: engine.save(folder, client)  # noqa: E731 - one line says it
-        self._write(str(state["iteration"]), engine, write)
-        self._track(TRACKER, str(state["iteration"]))
+        tag = str(state["iteration"])
+        self._write(tag, engine, state, resumable=not self.run.checkpoint.no_save_optim)
+        self._track(TRACKER, tag)
 
     def save_weights(self, engine: Engine, tag: str, state: dict[str, Any]) -> None:
         """Weights alone, as `best` or `final`."""
         if not self.writes:
             return
-        client = {"iteration": state["iteration"], "train_state": state}
-        self._write(tag, engine, self._weights_writer(engine.module, client))
+        self._write(tag, engine, state, resumable=False)
         if tag == BEST:
             self._track(BEST_TRACKER, tag)
         if self.folder is not None and not (self.folder / TRACKER).is_file():
@@ -252,8 +255,8 @@ class Checkpoints:
 
     def _check_resumable(self, folder: Path, saved: dict[str, Any], engine: Engine) -> None:
         hint = f"or start from its weights: --load-pretrained={folder}"
-        if not list(folder.glob("*optim_states.pt")) and saved.get("engine") != "deepspeed stage 0":
-            raise ValueError(f"--load={folder}: has no optimizer states, so cannot be resumed; {hint}")
+        if not saved.get("resumable", any(folder.glob("*optim_states.pt"))):
+            raise ValueError(f"--load={folder}: has no optimizer states, cannot be resumed; {hint}")
         kind = saved.get("engine", engine.kind)
         if kind != engine.kind:
             raise ValueError(
@@ -267,26 +270,23 @@ class Checkpoints:
                 f"this run has {here}; start {ranks}, {hint}"
             )
 
-    def _weights_writer(self, module: nn.Module, client: dict[str, Any]) -> Callable[[Path], None]:
-        def write(folder: Path) -> None:
-            if mpu.get_data_parallel_rank() == 0:
-                file = folder / MODEL_FILE.format(mpu.get_model_parallel_rank())
-                weights = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
-                files.write_tensors(file, {"module": weights, **client})
-
-        return write
-
-    def _write(self, tag: str, engine: Engine, write: Callable[[Path], None]) -> None:
+    def _write(self, tag: str, engine: Engine, state: dict[str, Any], *, resumable: bool) -> None:
+        """The folder of a tag: prepared by all processes, put in place by the first."""
         assert self.folder is not None
         folder = self.folder / tag
         temporary = files.temporary_folder(folder)
+        client = {"iteration": state["iteration"], "train_state": state}
         if self.runtime.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self.runtime.barrier()
-        write(temporary)
+        if resumable:
+            engine.save(temporary, client)
+        elif mpu.get_data_parallel_rank() == 0:
+            _write_weights(temporary, engine.module, client)
         if self.runtime.is_main:
-            files.write_json(temporary / CONFIG_FILE, self._config | {"engine": engine.kind})
+            described = self._config | {"engine": engine.kind, "resumable": resumable}
+            files.write_json(temporary / CONFIG_FILE, described)
         self.runtime.barrier()
         if self.runtime.is_main:
             files.install_folder(folder)
@@ -297,3 +297,9 @@ class Checkpoints:
         if self.runtime.is_main and self.folder is not None:
             files.write_text(self.folder / tracker, tag)
         self.runtime.barrier()
+
+
+def _write_weights(folder: Path, module: nn.Module, client: dict[str, Any]) -> None:
+    weights = {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+    file = folder / MODEL_FILE.format(mpu.get_model_parallel_rank())
+    files.write_tensors(file, {"module": weights, **client})

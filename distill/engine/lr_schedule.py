@@ -39,7 +39,12 @@ class LRSchedule:
         steps = max(1, optim.lr_decay_iters or total_steps)
         warmup = optim.warmup * steps
         return cls(
-            optim.lr, warmup, steps - warmup, optim.lr_decay_ratio, optim.lr_decay_style, seed_compat
+            peak=optim.lr,
+            warmup_steps=warmup,
+            decay_steps=steps - warmup,
+            ratio=optim.lr_decay_ratio,
+            style=optim.lr_decay_style,
+            seed_compat=seed_compat,
         )
 
     def __call__(self, step: int) -> float:

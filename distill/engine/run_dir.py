@@ -6,7 +6,7 @@ from pathlib import Path
 from config import ConfigError, RunArgs
 from config.saved import FILE as CONFIG_FILE
 from config.saved import TRACKER, run_folder
-from distill.engine.checkpoint import BEST_TRACKER
+from distill.engine.checkpoint import BEST_TRACKER, sources
 from distill.engine.launch import Runtime
 
 METRICS, RESULTS, TEST_RESULTS, SUMMARY = (
@@ -42,7 +42,7 @@ def check_run_dir(run: RunArgs) -> None:
             f"--save={run.checkpoint.save}: {folder} holds another run ({held[0]}); choose another "
             f"--experiment-name, go on with it by --load={folder}, or give --overwrite"
         )
-    for flag, path in _sources(run):
+    for flag, path in sources(run):
         if folder.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
             raise ConfigError(f"--overwrite: would remove {path}, which {flag} reads")
 
@@ -62,12 +62,6 @@ def open_run_dir(run: RunArgs, runtime: Runtime) -> None:
 def _resumes(run: RunArgs, folder: Path) -> bool:
     load = run.checkpoint.load
     return load is not None and run_folder(load).resolve() == folder.resolve()
-
-
-def _sources(run: RunArgs) -> list[tuple[str, str]]:
-    sources = [("--load", run.checkpoint.load), ("--load-pretrained", run.checkpoint.load_pretrained)]
-    sources += [("--teacher_load_pretrained", teacher.load_pretrained) for teacher in run.teachers]
-    return [(flag, path) for flag, path in sources if path is not None]
 
 
 def _remove_run(folder: Path) -> None:

@@ -11,7 +11,7 @@ infinite anywhere skips the step everywhere: weights, moments and step counts st
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path

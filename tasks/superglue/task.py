@@ -1,5 +1,6 @@
 """SuperGlueTask: a task's patterns, files and scores behind the interface of `Task`."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,15 @@ class SuperGlueTask(ChoiceTask):
         chosen = [predictions[i] for i in range(len(dataset))]
         scores = {"accuracy": metrics.accuracy, "f1-macro": metrics.f1_macro}
         return {name: scores[name](chosen, dataset.labels.tolist()) for name in self.metric_names}
+
+    def prediction_lines(self, predictions: Mapping[int, int], split: str = "val") -> list[str]:
+        """Lines `{"idx": ..., "label": ...}` of a predictions file, in the order of the split."""
+        dataset, labels = self.dataset(split), self.pvp.labels
+        assert dataset is not None, split
+        return [
+            json.dumps({"idx": dataset.idx[i], "label": labels[predictions[i]]})
+            for i in sorted(predictions)
+        ]
 
     def _load(self, split: str) -> EncodedDataset | None:
         if self.options.data_dir is None:

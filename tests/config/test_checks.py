@@ -162,6 +162,7 @@ def test_more_model_parallel_than_processes():
     ("words", "flag"),
     [
         (["--zero_stage=1"], "--zero_stage"),
+        (["--vocab-size=64"], "--vocab-size"),
         (["--loss-scale=128"], "--loss-scale"),
         (["--epochs=3"], "--epochs"),
         (["--pattern-id=1"], "--pattern-id"),
@@ -233,3 +234,10 @@ def test_ignored_flags_warn(caplog):
     pretrain(*IGNORED)
     expected = [f"{flag}: has no effect; {reason}" for flag, reason in IGNORED.items()]
     assert [record.message for record in caplog.records] == expected
+
+
+def test_resuming_in_part_is_an_error():
+    (problem,) = problems([*PRETRAIN, "--no-load-optim", "--load=x"])
+    assert problem.startswith(
+        "--no-load-optim: is not supported with --load; use --load-pretrained"
+    )

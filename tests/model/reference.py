@@ -73,3 +73,13 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[T
     scores = torch.where(visible, scores, torch.tensor(-65504.0))
     probs = torch.exp(scores - scores.logsumexp(-1, keepdim=True))
     return scores, probs, probs @ v
+
+
+def assert_grads_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Each within 1e-4 relative or 1e-5 of its largest entry; none may be missing."""
+    assert list(actual) == list(expected)
+    for name, grad in expected.items():
+        atol = 1e-5 * float(grad.abs().max()) + 1e-9
+        torch.testing.assert_close(
+            actual[name], grad, rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -147,7 +147,7 @@ def _check_tokenizer(part: str, configuration: str, expected: dict[str, Any]) ->
         what = repr(encoding["text"][:40])
         result.exact(what, tokenizer.encode(encoding["text"]), encoding["ids"])
         result.exact(f"{what} in a batch", ids, encoding["ids"])
-        result.exact(f"{what} decoded", tokenizer.decode(encoding["ids"]), encoding["decoded"])
+        result.exact(f"{what} decoded", tokenizer.decode(ids), encoding["decoded"])
     for word, number in expected.get("token_to_id", {}).items():
         result.exact(f"verbalizer {word!r}", _verbalizer(tokenizer, word), _crash(number))
     return result

@@ -1,5 +1,7 @@
 """Scores of a split, verbalizers, and the recorded encodings and scores of the seed."""
 
+import json
+
 import pytest
 
 from config.errors import ConfigError
@@ -24,6 +26,16 @@ def test_every_sample_needs_a_prediction(tmp_path):
     write_lines(tmp_path / "val.jsonl", CB)
     with pytest.raises(AssertionError, match="1 of 3 predictions of val are missing"):
         task_of("cb", tmp_path).metrics({0: 0, 2: 1}, "val")
+
+
+def test_predictions_are_written_with_the_file_s_own_numbers(tmp_path):
+    write_lines(tmp_path / "val.jsonl", SST2)
+    actual = task_of("sst2", tmp_path).prediction_lines({1: 0, 0: 1, 2: 1}, "val")
+    assert [json.loads(line) for line in actual] == [
+        {"idx": 7, "label": "1"},
+        {"idx": 3, "label": "0"},
+        {"idx": 9, "label": "1"},
+    ]
 
 
 def test_a_task_without_data_has_no_scores(tmp_path):

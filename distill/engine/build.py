@@ -1,0 +1,136 @@
+"""What the two programs share: vocabulary, model, resuming, the summary of a finished run."""
+
+import dataclasses
+import logging
+import resource
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import mpu
+from config import ConfigError, RunArgs
+from data_utils.tokenization import Tokenizer
+from distill.context import TrainState
+from distill.engine import files
+from distill.engine.checkpoint import Checkpoints, load_weights, resolve
+from distill.engine.launch import Runtime
+from distill.engine.run_dir import SUMMARY
+from distill.engine.wrap import Engine
+from distill.student import build_student
+from model.build import HeadSpec, add_head, build_model
+
+log = logging.getLogger(__name__)
+
+
+def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
+    """The run with the model's vocabulary set to the tokenizer's, padded.
+
+    ConfigError: the model-parallel size does not divide it.
+    """
+    size = tokenizer.padded_size(run.model.make_vocab_size_divisible_by)
+    if size % run.parallel.model_parallel_size:
+        raise ConfigError(
+            f"--model-parallel-size={run.parallel.model_parallel_size}: does not divide the padded "
+            f"vocabulary of {size}; give --make-vocab-size-divisible-by a multiple of it"
+        )
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size))
+
+
+def build_module(run: RunArgs, head: HeadSpec) -> nn.Module:
+    """The student (or the GLM alone) under the task's head, with --load-pretrained's weights."""
+    seed = run.train.seed
+    student = build_student(build_model(run.model, head, seed=seed), run)
+    module = add_head(student, head, run.model, seed=seed)
+    if run.checkpoint.load_pretrained is not None and run.checkpoint.load is None:
+        load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
+    return module
+
+
+def first_iteration(run: RunArgs) -> int:
+    """The iteration at which this run begins: 0, or that of the checkpoint of --load."""
+    if run.checkpoint.load is None:
+        return 0
+    folder, tag = resolve(run.checkpoint.load, what="--load")
+    if not tag.isdigit():
+        raise ConfigError(
+            f"--load={run.checkpoint.load}: {tag!r} holds weights only and cannot be resumed; "
+            f"use --load-pretrained={folder / tag}"
+        )
+    return int(tag)
+
+
+def resume(run: RunArgs, engine: Engine, checkpoints: Checkpoints) -> TrainState:
+    """The train state: new, or with weights and optimizer that of --load."""
+    state = TrainState()
+    if run.checkpoint.load is not None:
+        state.load_state_dict(checkpoints.resume(engine, run.checkpoint.load))
+    return state
+
+
+def write_summary(
+    argv: Sequence[str],
+    run: RunArgs,
+    runtime: Runtime,
+    engine: Engine,
+    state: TrainState,
+    results: dict[str, Any],
+) -> None:
+    """One line to the log and summary.json into the run's folder."""
+    parameters = count_parameters(engine.module)
+    rate = state.tokens / state.seconds if state.seconds else 0.0
+    content = {
+        "program": run.program,
+        "experiment": run.train.experiment_name,
+        "command": shlex.join(["python", f"distill/{run.program}.py", *argv]),
+        "processes": runtime.world_size,
+        "engine": engine.kind,
+        "iterations": state.iteration,
+        "train_seconds": state.seconds,
+        "samples": state.samples,
+        "tokens": state.tokens,
+        "tokens_per_second": rate,
+        "skipped_steps": state.skipped_steps,
+        "parameters": parameters,
+        "peak_memory_bytes": peak_memory(runtime.device),
+        "weights": str(_weights(runtime.run_dir)) if runtime.run_dir else None,
+        **results,
+    }
+    if runtime.is_main and runtime.run_dir is not None:
+        files.write_json(runtime.run_dir / SUMMARY, content)
+    log.info(
+        "done: %d iterations in %.1f s, %d tokens (%.0f tokens/s), %d updates skipped%s",
+        *(state.iteration, state.seconds, state.tokens, rate, state.skipped_steps),
+        f"; {runtime.run_dir}" if runtime.run_dir else "",
+    )
+
+
+def _weights(run_dir: Path) -> Path | None:
+    try:
+        folder, tag = resolve(run_dir, prefer_best=True)
+    except FileNotFoundError:
+        return None
+    return folder / tag
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters of the whole module, the shards of all model-parallel ranks together."""
+    sharded = replicated = 0
+    for parameter in module.parameters():
+        if mpu.partition_of(parameter) is None:
+            replicated += parameter.numel()
+        else:
+            sharded += parameter.numel()
+    return replicated + sharded * mpu.get_model_parallel_world_size()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory this process has held (bytes): of the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,151 @@
+"""Fine-tune a GLM on a task, alone or as the student of a teacher; evaluate it.
+
+python distill/finetune.py --help
+torchrun --nproc_per_node 2 distill/finetune.py ...
+deepspeed distill/finetune.py --deepspeed --deepspeed_config=config/tasks/... ...
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from config import RunArgs
+    from data_utils.loader import StepLoader
+    from distill.engine.launch import Runtime
+    from distill.engine.trainer import Plan
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program. A mistake of the user ends it with one message and exit code 2."""
+    from distill.engine.launch import run_program
+
+    run_program(lambda: finetune(sys.argv[1:] if argv is None else argv))
+
+
+def finetune(argv: Sequence[str]) -> None:
+    """From flags to a fine-tuned model and its scores in the run's folder."""
+    from config import parse_args
+    from distill.registry import method_args
+
+    run = parse_args(argv, program="finetune", methods=method_args())
+
+    from data_utils.build import build_tokenizer
+    from distill.engine.build import (
+        build_module,
+        first_iteration,
+        resume,
+        with_vocabulary,
+        write_summary,
+    )
+    from distill.engine.checkpoint import Checkpoints, check_sources
+    from distill.engine.launch import launch
+    from distill.engine.run_dir import check_run_dir, open_run_dir
+    from distill.engine.selection import Selection
+    from distill.engine.summary import Summary
+    from distill.engine.trainer import Trainer
+    from distill.engine.wrap import wrap
+    from distill.step import DistillStep
+    from distill.teacher import build_teachers
+    from tasks.registry import build_task
+
+    check_run_dir(run)
+    runtime = launch(run)
+    tokenizer = build_tokenizer(run.tokenizer, run.blocks)
+    run = with_vocabulary(run, tokenizer)
+    check_sources(run, tokenizer.fingerprint)
+    task = build_task(
+        run.finetuning,
+        run.data,
+        tokenizer,
+        run.compat,
+        block_position=not run.model.no_block_position,
+    )
+    with runtime.local_main_first():
+        loaders = task_loaders(task, run, runtime, first_iteration(run))
+    teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
+    engine = wrap(build_module(run, task.head), run, runtime)
+    open_run_dir(run, runtime)
+    checkpoints = Checkpoints(run, runtime, tokenizer.fingerprint)
+    checkpoints.write_config()
+    state = resume(run, engine, checkpoints)
+    selection = Selection(engine, task, loaders, state, run, runtime, checkpoints)
+    trainer = Trainer(
+        engine,
+        DistillStep(task, engine, teachers, run, state),
+        loaders["train"],
+        plan(run, loaders["train"]),
+        state,
+        run,
+        runtime,
+        checkpoints=checkpoints,
+        summary=Summary(run, runtime, start=state.iteration),
+        evaluate=selection.evaluate,
+    )
+    if run.evaluation.custom_first_eval and state.iteration == 0 and trainer.plan.total > 0:
+        trainer.evaluate()
+    trainer.fit()
+    write_summary(argv, run, runtime, engine, state, selection.finish())
+    trainer.summary.close()
+
+
+def task_loaders(
+    task: Any, run: "RunArgs", runtime: "Runtime", start: int
+) -> "dict[str, StepLoader | None]":
+    """Loaders of "train", "val", "test" for this rank. Every split is read and encoded now.
+
+    FileNotFoundError without a training or validation split; None where there is no test split.
+    """
+    import mpu
+    from data_utils.loader import StepLoader
+    from data_utils.samplers import StepSampler
+
+    ranks = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+    loaders: dict[str, StepLoader | None] = {}
+    for split in ("train", "val", "test"):
+        dataset = task.dataset(split)
+        if dataset is None:
+            loaders[split] = None
+            continue
+        if split == "train":
+            steps = run.train.train_iters if run.train.epochs is None else None
+            sampler = StepSampler(
+                len(dataset),
+                run.train.batch_size,
+                run.train.gradient_accumulation_steps,
+                *ranks,
+                run.train.seed,
+                shuffle=True,
+                start_iteration=start,
+                epochs=run.train.epochs,
+                iterations=steps,
+            )
+        else:
+            size = run.evaluation.eval_batch_size or run.train.batch_size
+            sampler = StepSampler(len(dataset), size, 1, *ranks, epochs=1)
+        loaders[split] = StepLoader(
+            dataset, task.collate, sampler, pin_memory=runtime.device.type == "cuda"
+        )
+    return loaders
+
+
+def plan(run: "RunArgs", train: "StepLoader") -> "Plan":
+    """When this run evaluates and saves: at epoch ends, and every --save-interval steps."""
+    from distill.engine.trainer import Plan
+
+    epoch = train.sampler.steps_per_epoch
+    total = train.sampler.stop_iteration
+    assert total is not None, "neither epochs nor iterations"
+    return Plan(
+        total=total,
+        log_every=run.train.log_interval,
+        eval_every=run.evaluation.eval_epoch * epoch,
+        save_every=(run.checkpoint.save_interval, run.checkpoint.save_epoch * epoch),
+        save_hours=run.checkpoint.save_interval_time,
+        save_at_end=False,
+        steps_per_epoch=epoch,
+    )
+
+
+if __name__ == "__main__":
+    main()

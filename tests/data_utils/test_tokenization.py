@@ -1,0 +1,183 @@
+"""Tokenizers against the golden ids of the seed, and against themselves."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_utils.tokenization import (
+    ASSETS,
+    BertWordPieceTokenizer,
+    GPT2BPETokenizer,
+    Tokenizer,
+    read_vocabulary,
+)
+from tests.data_utils.samples import LETTERS, small_tokenizer, write_vocabulary
+from tests.vector_checks.common import NOT_IMPLEMENTED, OK
+from tests.vector_checks.data import check_tokenizers
+
+
+@pytest.fixture(scope="module")
+def bert() -> Tokenizer:
+    return BertWordPieceTokenizer(ASSETS / "bert-base-uncased-vocab.txt")
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return GPT2BPETokenizer(ASSETS)
+
+
+def test_golden_tokenizers(vectors: Path):
+    results = check_tokenizers(vectors / "superglue_encodings")
+    wrong = [r for r in results if r.status != OK and "sentinel" not in r.name]
+    assert wrong == []
+    assert {r.status for r in results if "sentinel" in r.name} <= {NOT_IMPLEMENTED}
+    assert len(results) >= 6
+
+
+def test_a_wrong_id_is_noticed(vectors: Path, tmp_path: Path):
+    text = (vectors / "superglue_encodings/tokenizers.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizers.json").write_text(text.replace("30522", "30529"), encoding="utf-8")
+    assert any(r.status == "FAILED" for r in check_tokenizers(tmp_path))
+
+
+def test_golden_command_ids(bert: Tokenizer, gpt2: Tokenizer):
+    names = ["pad", "eos", "ENC", "MASK", "sep", "unk", "sop", "eop"]
+    expected = [0, 0, 101, 103, 102, 100, 30522, 30523]
+    assert [bert.get_command(n).Id for n in names] == expected
+    expected = [50256, 50256, 50259, 50260, 50261, 50262, 50257, 50258]
+    assert [gpt2.get_command(n).Id for n in names] == expected
+    with pytest.raises(KeyError, match="gMASK.*this tokenizer has pad"):
+        bert.get_command("gMASK")
+
+
+def test_command_tokens_in_a_text(bert: Tokenizer, gpt2: Tokenizer):
+    assert bert.encode("a[MASK]b [PAD] <|endofpiece|>") == [1037, 103, 1038, 0, 30523]
+    # [MASK] swallows the space before it in BPE, <|startofpiece|> does not
+    assert gpt2.encode("It is [MASK] here <|startofpiece|> x") == [
+        *(1026, 318, 50260, 994, 220, 50257, 2124)
+    ]
+    assert gpt2.decode([1026, 318, 50260, 994]) == "It is[MASK] here"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u00a0\u3000"])
+def test_white_space_is_nothing(bert: Tokenizer, gpt2: Tokenizer, text: str):
+    for tokenizer in (bert, gpt2):
+        assert tokenizer.encode(text) == []
+        assert tokenizer.encode_batch([text, "x", text])[::2] == [[], []]
+        assert tokenizer.encode_arrays([text, "x"])[1].tolist() == [0, 1]
+
+
+ALPHABET = [
+    *"aAbBzZ019 \t\n\r.,'\"!?#_-()[]<|>",
+    *("'s", "'LL", " the", "  ", "\n\n", "[MASK]", " [CLS] ", "<|endoftext|>", "ing"),
+    *"\u00e9\u00c9\u00e7\u0130\u01c5\u03a3\u03c2\u0301\u0308\u00ad\u200b\u200d\ufeff\ufffd\u4f60\u597d\uac00\U0001f600",
+    *"\x00\x01\x0b\x0c\x1c\x1d\x1e\x1f\x7f\x85\u00a0\u1680\u180e\u2003\u2028\u2029\u202f\u205f\u3000",
+    *"\u201c\u2019\u2013\u00b2\u0663\u216b",
+]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_encode_arrays_is_encode(kind: str, request: pytest.FixtureRequest):
+    tokenizer = request.getfixturevalue(kind)
+    rng = random.Random(kind)
+    texts = ["".join(rng.choices(ALPHABET, k=rng.randrange(60))) for _ in range(3000)]
+    expected = [tokenizer.encode(text) for text in texts]
+    for repeat in range(2):  # the second time from the cache
+        ids, lengths = tokenizer.encode_arrays(texts)
+        actual = [a.tolist() for a in np.split(ids, np.cumsum(lengths)[:-1])]
+        wrong = [t for t, a, e in zip(texts, actual, expected, strict=True) if a != e]
+        assert wrong == [], repeat
+    assert tokenizer.encode_batch(texts) == expected
+    assert tokenizer.encode_arrays([])[0].tolist() == []
+
+
+def test_ids_of_the_padded_vocabulary_can_be_decoded(bert: Tokenizer, gpt2: Tokenizer):
+    assert bert.decode([1037, 30590]) == "a [UNK]"
+    assert gpt2.decode([64, 50300]) == "a"
+
+
+def test_bpe_decodes_what_it_encodes(gpt2: Tokenizer):
+    for text in ["  two  spaces\n\n", "caf\u00e9 \u4f60\u597d \U0001f600", "tabs\tand\r\nlines"]:
+        assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_verbalizers(bert: Tokenizer, gpt2: Tokenizer):
+    assert bert.token_id(" Yes") == 2748
+    assert gpt2.token_id(" Yes") == 3363  # as GLM
+    assert gpt2.token_id(" Yes", stripped=True) == 5297  # as the seed, W14
+    assert gpt2.token_id(" neither") == 6159
+    with pytest.raises(ValueError, match="' neither'"):
+        gpt2.token_id(" neither", stripped=True)
+    with pytest.raises(ValueError, match="unaffable"):
+        bert.token_id("unaffable")
+
+
+def test_sentence_ends(bert: Tokenizer, gpt2: Tokenizer):
+    for tokenizer in (bert, gpt2):
+        ends = tokenizer.sentence_ends
+        assert ends.shape == (tokenizer.num_tokens,)
+        assert all(ends[tokenizer.token_id(c)] for c in ".?!;:")
+        assert not any(ends[tokenizer.token_id(c)] for c in ",-a")
+    assert gpt2.sentence_ends[198]  # newline
+    assert int(bert.sentence_ends.sum()) == 11  # . ... : ; ? ! and pieces of them
+
+
+def test_a_vocabulary_of_ones_own(tmp_path: Path):
+    tokenizer = small_tokenizer(tmp_path)
+    size = len(read_vocabulary(tmp_path))
+    ids = {name: command.Id for name, command in tokenizer.commands.items()}
+    assert ids == {
+        "pad": 1,
+        "eos": 1,
+        "ENC": 2,
+        "MASK": 4,
+        "unk": 0,
+        "sep": 3,
+        "sop": size,
+        "eop": size + 1,
+    }
+    assert tokenizer.num_tokens == size + 2
+    assert tokenizer.padded_size(64) == -(-(size + 2) // 64) * 64
+    assert tokenizer.decode(tokenizer.encode("The fox [MASK]")) == "the fox [MASK]"
+    assert BertWordPieceTokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+def test_fingerprint_tells_vocabularies_apart(tmp_path: Path, bert: Tokenizer, gpt2: Tokenizer):
+    path = write_vocabulary(tmp_path)
+    masks = BertWordPieceTokenizer(path, task_mask=True)
+    prints = [
+        bert.fingerprint,
+        gpt2.fingerprint,
+        masks.fingerprint,
+        small_tokenizer(tmp_path).fingerprint,
+    ]
+    path.write_text(path.read_text().replace("\na\nb\n", "\nb\na\n"))
+    prints.append(BertWordPieceTokenizer(path).fingerprint)
+    assert len(set(prints)) == 5
+
+
+def test_bad_vocabularies(tmp_path: Path):
+    path = write_vocabulary(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        BertWordPieceTokenizer(tmp_path / "nothing")
+    path.write_text(path.read_text().replace("[MASK]\n", "").replace("[PAD]\n", ""))
+    with pytest.raises(ValueError, match=r"vocab.txt.*no line \[MASK\], \[PAD\]"):
+        BertWordPieceTokenizer(path)
+    path.write_text("[PAD]\n" + "\n".join(LETTERS) + "\nc\n")
+    with pytest.raises(ValueError, match=r"vocab.txt:28: token 'c' is also on line 4"):
+        BertWordPieceTokenizer(path)
+
+
+def test_a_forked_process_encodes_alone(bert: Tokenizer):
+    bert.encode_batch(["x y", "z"])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        ids = bert.encode_batch(["x y", "z"])
+        os.write(writer, f"{os.environ['TOKENIZERS_PARALLELISM']} {sum(map(len, ids))}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 100) == b"false 3"
