@@ -12,10 +12,11 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 
 ASSETS = Path(__file__).parent / "assets"
 SENTENCE_ENDS = ".?!;:\n"
-CACHED_WORDS = 500_000  # of encode_arrays: about 100 MB
+CACHED_UNITS = 500_000  # pieces of text that encode_arrays remembers: about 100 MB
 
 # Rust threads do not survive a fork: forked workers (a DataLoader's) encode in one thread.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -59,6 +60,38 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
+class _UnitTable:
+    """The ids of pieces of text met so far: a number for each, and arrays over the numbers."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def encode(self, fast: Any, units: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all units in one array, and the length of each."""
+        if len(self._numbers) > CACHED_UNITS:
+            self._clear()
+        known = len(self._numbers)
+        numbers = np.fromiter(map(self._numbers.__getitem__, units), dtype=np.int64)
+        found = fast.encode_batch_fast(
+            list(islice(self._numbers, known, None)), add_special_tokens=False
+        )
+        new = [np.array(e.ids, dtype=np.int32) for e in found]
+        lengths = np.array([len(ids) for ids in new], dtype=np.int64)
+        self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(lengths) - lengths])
+        self._lengths = np.concatenate([self._lengths, lengths])
+        self._ids = np.concatenate([self._ids, *new])
+        taken = self._lengths[numbers]
+        ends = np.cumsum(taken)
+        shift = np.repeat(self._starts[numbers] - ends + taken, taken)
+        return self._ids[np.arange(len(shift)) + shift], taken
+
+    def _clear(self) -> None:
+        self._numbers: defaultdict[str, int] = defaultdict(count().__next__)
+        self._starts = np.empty(0, np.int64)
+        self._lengths = np.empty(0, np.int64)
+        self._ids = np.empty(0, np.int32)
+
+
 class Tokenizer(ABC):
     """Text to ids and back. Subclasses say how text is cut and name the command tokens."""
 
@@ -77,7 +110,7 @@ class Tokenizer(ABC):
             for c in commands
         }
         self._surfaces = {c.Id: c.token for c in self.commands.values()}
-        self._word_ids: dict[str, tuple[int, ...]] = {}
+        self._units = _UnitTable()
         assert self.get_command("pad").Id == self.get_command("eos").Id
 
     @property
@@ -112,24 +145,10 @@ class Tokenizer(ABC):
         The same ids as `encode`. Text is cut where a word cannot depend on its neighbours, and a
         word is encoded once: on corpora several times faster than encoding whole texts.
         """
-        if len(self._word_ids) > CACHED_WORDS:
-            self._word_ids.clear()
-        cache, units, whole = self._word_ids, [], {}
-        for number, text in enumerate(texts):
-            if any(surface in text for surface in self._surfaces.values()):
-                whole[number] = self.encode(text)
-            units.append([] if number in whole or not text.strip() else self._cut(text))
-        unseen = list({unit for words in units for unit in words if unit not in cache})
-        found = self._fast.encode_batch_fast(unseen, add_special_tokens=False)
-        cache.update((unit, tuple(e.ids)) for unit, e in zip(unseen, found, strict=True))
-        arrays = [
-            np.array(whole[number], dtype=np.int32)
-            if number in whole
-            else np.fromiter(chain.from_iterable(map(cache.__getitem__, words)), dtype=np.int32)
-            for number, words in enumerate(units)
-        ]
-        lengths = np.array([len(a) for a in arrays], dtype=np.int64)
-        return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
+        units = [self._pieces(text) for text in texts]
+        ids, unit_lengths = self._units.encode(self._fast, list(chain.from_iterable(units)))
+        ends = np.concatenate([[0], np.cumsum(unit_lengths)])
+        return ids, np.diff(ends[np.cumsum([0, *map(len, units)])])
 
     @cached_property
     def sentence_ends(self) -> np.ndarray:
@@ -143,6 +162,12 @@ class Tokenizer(ABC):
         commands = sorted((c.name, c.token, c.Id, c.lstrip) for c in self.commands.values())
         description = json.dumps([self.kind, commands, *self._definition()])
         return hashlib.sha256(description.encode()).hexdigest()[:32]
+
+    def _pieces(self, text: str) -> list[str]:
+        if not text.strip():
+            return []
+        whole = any(surface in text for surface in self._surfaces.values())
+        return [text] if whole else self._cut(text)
 
     @abstractmethod
     def _cut(self, text: str) -> list[str]:
@@ -165,8 +190,11 @@ class BertWordPieceTokenizer(Tokenizer):
     """BERT's uncased WordPiece. Ids of bert-base-uncased are those of GLM's checkpoints."""
 
     kind = "BertWordPieceTokenizer"
-    # All that splits words and survives the normaliser: other control characters vanish.
-    _WORD = re.compile("[^ \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+    # ASCII punctuation stands alone. Else words end where white space survives the normaliser:
+    # other control characters vanish.
+    _P = r"!-/:-@\[-`{-~"
+    _S = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    _UNIT = re.compile(f"[^{_P}{_S}]+|[{_P}]")
 
     def __init__(self, vocabulary: Path, *, task_mask: bool = False, block_mask: bool = False):
         """`vocabulary` is a vocab.txt or its folder. Raises ValueError without [PAD], [CLS], ..."""
@@ -210,7 +238,7 @@ class BertWordPieceTokenizer(Tokenizer):
         return self._ids[key]
 
     def _cut(self, text: str) -> list[str]:
-        return self._WORD.findall(text)
+        return self._UNIT.findall(text)
 
     def _definition(self) -> list[Any]:
         return [self._words]

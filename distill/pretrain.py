@@ -107,10 +107,11 @@ def final_scores(trainer: "Trainer", task: Any, loaders: "Loaders") -> dict[str,
     """Loss and perplexity of the trained model on validation and test."""
     from distill.engine.evaluate import evaluate
 
-    found = {}
-    for split, loader in (("val", loaders.valid), ("test", loaders.test)):
-        if loader is not None:
-            found[split] = evaluate(trainer.engine, task, loader, split=split).metrics
+    if loaders.valid is not None and trainer.scored_at != trainer.state.iteration:
+        trainer.evaluate()
+    found = {"val": trainer.scores}
+    if loaders.test is not None:
+        found["test"] = evaluate(trainer.engine, task, loaders.test, split="test").metrics
     return found
 
 

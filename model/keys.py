@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,15 +17,12 @@ def rename_keys(module: nn.Module, to_file: Rename, to_module: Rename) -> None:
     checkpoints (`word_embeddings.weight`), `to_module` back. Both hold for every name below the
     module; nesting works, wrappers around the module need not know.
     """
+    module.register_state_dict_post_hook(partial(_rename_hook, to_file))
+    module.register_load_state_dict_pre_hook(partial(_rename_hook, to_module))
 
-    def after_saving(_: nn.Module, state_dict: dict, prefix: str, *__: Any) -> None:
-        _rename(state_dict, prefix, to_file)
 
-    def before_loading(_: nn.Module, state_dict: dict, prefix: str, *__: Any) -> None:
-        _rename(state_dict, prefix, to_module)
-
-    module.register_state_dict_post_hook(after_saving)
-    module.register_load_state_dict_pre_hook(before_loading)
+def _rename_hook(rename: Rename, _: nn.Module, state_dict: dict, prefix: str, *__: Any) -> None:
+    _rename(state_dict, prefix, rename)
 
 
 def _rename(state_dict: dict, prefix: str, rename: Rename) -> None:

@@ -91,7 +91,7 @@ class Runner:
 
 
 def step_keys(steps: list[Step]) -> dict[str, str]:
-    """Step name -> hash of its command and of everything before it."""
+    """Step name -> hash of its command and of everything before it. Steps stand in order."""
     keys: dict[str, str] = {}
     for step in steps:
         text = json.dumps([step.command, [keys[name] for name in step.needs]])
@@ -106,7 +106,7 @@ def num_cores() -> int:
 
 def tail(path: Path, lines: int = 15) -> str:
     """The last lines of a log; of a progress bar its last state."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_bytes().decode("utf-8", errors="replace")
     kept = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
     return "\n".join(kept[-lines:]).rstrip()
 

@@ -56,7 +56,8 @@ class Row:
 
     title: str
     runs: tuple[str, ...]  # fine-tuning runs whose scores are reported
-    pretraining: tuple[str, ...]  # earlier runs, for the training time
+    pretraining: str  # the model's own
+    before: tuple[str, ...]  # all that comes before fine-tuning, in order, to be shown
     first_stages: tuple[str, ...] = ()  # in the order of `runs`
 
 
@@ -124,11 +125,12 @@ class Plan:
         }
         for start, title in kinds.items():
             runs = tuple(self._finetune_plainly(start, seed) for seed in s.seeds)
-            rows.append(Row(title, runs, self._before(start)))
+            rows.append(Row(title, runs, start, self._before(start)))
         pairs = [self._finetune_glmd(seed) for seed in s.seeds]
         title = "student, distilled in pretraining and fine-tuning (GLMD)"
         before = (*self._before("distilled"), self._tuned_teacher)
-        rows.append(Row(title, tuple(p[1] for p in pairs), before, tuple(p[0] for p in pairs)))
+        first, second = (tuple(stage) for stage in zip(*pairs, strict=True))
+        rows.append(Row(title, second, "distilled", before, first))
         return rows
 
     @staticmethod

@@ -111,6 +111,10 @@ class _Inert:
         pass
 
 
+#: What torch.load raises for a file that is torn, empty or something else.
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError)
+
+
 def read_tensors(path: Path) -> dict[str, Any]:
     """Tensors and plain values of a `torch.save` file, on the CPU. Nothing in it is executed.
 
@@ -121,7 +125,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         with _placeholders(path) if zipped else contextlib.nullcontext():
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # missing, or not to be read by us
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     if not isinstance(content, dict):

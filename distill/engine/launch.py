@@ -142,7 +142,7 @@ def run_program(main: Callable[[], None]) -> None:
         if not _explains_itself(error):
             raise
         _say(error)
-        _leave_at_once(USER_ERROR)
+        _leave(USER_ERROR)
     else:
         shut_down()
 
@@ -171,19 +171,19 @@ def _say(error: BaseException) -> None:
     sys.stderr.flush()
 
 
-def _leave_at_once(code: int) -> None:
-    """Exit; with peers, without waiting for them: they may be inside a collective."""
-    logging.shutdown()
+def _leave(code: int) -> None:
+    """Exit; with peers, at once, without waiting for them: they may be inside a collective."""
     sys.stdout.flush()
     if dist.is_initialized() and dist.get_world_size() > 1:
         os._exit(code)
+    shut_down()
     sys.exit(code)
 
 
 def shut_down() -> None:
     """Leave the process groups, all together."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+    mpu.destroy_model_parallel()
     if dist.is_initialized():
-        if dist.get_world_size() > 1:
-            dist.barrier()
-        mpu.destroy_model_parallel()
         dist.destroy_process_group()

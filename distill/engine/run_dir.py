@@ -70,4 +70,6 @@ def _remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for checkpoint in {p.parent for p in folder.glob("*/mp_rank_*_model_states.pt")}:
         shutil.rmtree(checkpoint)
+    for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed adds them
+        (folder / script).unlink(missing_ok=True)
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)

@@ -114,7 +114,8 @@ class Trainer:
         self.schedule = LRSchedule.build(run.optim, plan.total, seed_compat="W11" in run.compat)
         self.meter = Meter(engine.device)
         self.bad_steps = BadSteps(state, engine.device, run.train.max_bad_steps)
-        self.scores: dict[str, float] = {}  # of the last evaluation
+        self.scores: dict[str, float] = {}  # of the last evaluation,
+        self.scored_at: int | None = None  # after this many steps
         self._logged = self._saved = state.iteration
         self._saved_at = time.monotonic()
 
@@ -165,7 +166,7 @@ class Trainer:
         """Scores of the validation data, now."""
         assert self._evaluate is not None
         started = time.perf_counter()
-        self.scores = self._evaluate()
+        self.scores, self.scored_at = self._evaluate(), self.state.iteration
         self.meter.pause(time.perf_counter() - started)
         numbers = {f"Train/valid_{name}": value for name, value in self.scores.items()}
         self.summary.write(self.state.iteration, numbers)

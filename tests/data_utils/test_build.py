@@ -31,6 +31,7 @@ def loaders(
     partition: tuple[int, int, int] = (8, 1, 1),
     rank: int = 0,
     start: int = 0,
+    seed: int = 3,
     **options,
 ) -> Loaders:
     micro, accumulation, ranks = partition
@@ -39,7 +40,7 @@ def loaders(
         train_data=(str(corpus / "corpus.txt"),), cache_dir=str(corpus / "cache"), **values
     )
     train = TrainArgs(
-        batch_size=micro, gradient_accumulation_steps=accumulation, train_iters=6, seed=3
+        batch_size=micro, gradient_accumulation_steps=accumulation, train_iters=6, seed=seed
     )
     evaluation = EvalArgs(eval_batch_size=4, eval_iters=2)
     tokenizer = small_tokenizer(corpus)
@@ -214,6 +215,14 @@ def test_evaluation_is_the_same_each_time_and_not_training_data(corpus: Path):
     parts = [set(x.dataset.numbers.tolist()) for x in (built.train, built.valid, built.test)]
     assert [len(p) for p in parts] == [32, 4, 4]
     assert set.union(*parts) == set(range(40))
+
+
+def test_a_seed_changes_what_trains_and_not_what_validates(corpus: Path):
+    one, other = loaders(corpus, seed=3), loaders(corpus, seed=4)
+    assert list(rows(next(iter(one.train)))) != list(rows(next(iter(other.train))))
+    for a, b in ((one.valid, other.valid), (one.test, other.test)):
+        assert list(rows(sum(a, []))) == list(rows(sum(b, [])))
+    assert one.train.dataset.numbers.tolist() == other.train.dataset.numbers.tolist()
 
 
 def test_samples_fit_the_sequence_length(corpus: Path):

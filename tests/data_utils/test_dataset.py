@@ -105,7 +105,7 @@ def test_crops_start_and_end_with_sentences(tmp_path: Path, tokenizer: Tokenizer
 
 
 def test_every_part_of_a_long_document_is_seen(tmp_path: Path, tokenizer: Tokenizer):
-    dataset = dataset_of(LONG[:1], tmp_path, tokenizer)
+    dataset = dataset_of(LONG[:1], tmp_path, tokenizer, non_sentence_start=1.0)
     (document,) = [d.tolist() for d in dataset.documents]
     samples = drawn(dataset, 400)
     eos = tokenizer.get_command("eos").Id
@@ -119,6 +119,13 @@ def test_documents_are_drawn_by_length(tmp_path: Path, tokenizer: Tokenizer):
     words = np.array([tokens[1] for tokens in drawn(dataset, 3000)])
     for text, expected in zip(texts, (0.1, 0.2, 0.7), strict=True):
         assert np.mean(words == tokenizer.token_id(text[:3])) == pytest.approx(expected, abs=0.03)
+
+
+def test_the_shortest_documents_are_drawn_too(tmp_path: Path, tokenizer: Tokenizer):
+    dataset = dataset_of(["cat", "dog", "mat"], tmp_path, tokenizer, one_document=True)
+    words = [tokenizer.decode(tokens[1:2]) for tokens in drawn(dataset, 3000)]
+    for word in ("cat", "dog", "mat"):
+        assert words.count(word) == pytest.approx(1000, abs=120)
 
 
 def test_only_documents_of_its_part_are_drawn(tmp_path: Path, tokenizer: Tokenizer):

@@ -171,7 +171,8 @@ def test_bad_vocabularies(tmp_path: Path):
         BertWordPieceTokenizer(path)
 
 
-def test_a_forked_process_encodes_alone(bert: Tokenizer):
+def test_a_forked_process_encodes_alone(bert: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     bert.encode_batch(["x y", "z"])
     reader, writer = os.pipe()
     child = os.fork()

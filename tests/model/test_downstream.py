@@ -1,5 +1,8 @@
 """Heads: scores from first principles, cheap rows, hooks, checkpoint keys, shards."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -243,6 +246,13 @@ def test_checkpoint_keys_are_the_glms_own(kind):
     result = fresh.load_state_dict(state)
     assert (result.missing_keys, result.unexpected_keys) == ([], [])
     assert all(torch.equal(tensor, state[name]) for name, tensor in fresh.state_dict().items())
+
+
+def test_copies_and_pickles_keep_the_names():
+    _, head = lm_and_head(MULTI)
+    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert list(other.state_dict()) == list(head.state_dict())
+        other.load_state_dict(head.state_dict())
 
 
 def test_loading_is_strict():

@@ -1,0 +1,114 @@
+"""The recorded numbers that ship with the project: what is built must be ok, nothing may fail."""
+
+import lzma
+import tarfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tests import check_vectors, pack_vectors
+from tests.check_vectors import check_case, find_check, line, main
+from tests.vector_checks.common import FAILED, NOT_IMPLEMENTED, OK, Result
+
+# Every case of these names passes; a part of one may be of a task that is not built.
+BUILT = (
+    "fwd_basic fwd_attention_scale fwd_no_block_position fwd_memory fwd_cloze_heads hooks_all "
+    "hooks_cloze_wrapper vocab_cross_entropy lr_schedule block_lm_data metrics plain_* kd_ft* pd_2_ft "
+    "glmd_vc_* lm_plain_ft lm_kd* x_kd_* x_logitsdistil_* tp2_plain_pt tp2_kd_* tp2_logitsdistil_*"
+).split(" ")
+IN_PARTS = ("param_groups", "superglue_encodings")
+
+
+@pytest.fixture(scope="module")
+def results(vectors: Path) -> dict[str, list[Result]]:
+    """Case -> its results, of the whole folder."""
+    return {case.name: check_case(case) for case in sorted(vectors.iterdir()) if case.is_dir()}
+
+
+def test_nothing_fails(results):
+    failed = [line(r) for each in results.values() for r in each if r.status == FAILED]
+    assert failed == []
+
+
+@pytest.mark.parametrize("glob", BUILT)
+def test_what_is_built_passes(glob, results):
+    found = [r for name, each in results.items() if fnmatch(name, glob) for r in each]
+    assert found, "no such case in the archive"
+    assert [line(r) for r in found if r.status != OK] == []
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_parts_that_are_built_pass(name, results):
+    assert any(r.status == OK for r in results[name])
+
+
+def test_a_case_is_never_ok_without_a_check(tmp_path):
+    (tmp_path / "of_a_new_kind").mkdir()
+    (result,) = check_case(tmp_path / "of_a_new_kind")
+    assert result.status == NOT_IMPLEMENTED
+    assert main([str(tmp_path)]) == 1
+
+
+def test_a_method_that_is_not_built_is_told(vectors):
+    case = vectors / "sid_2_ft"
+    assert find_check(case) is not None
+    (result,) = check_case(case)
+    assert result.status in (OK, NOT_IMPLEMENTED)
+
+
+def test_an_exact_name_wins_over_a_glob(monkeypatch):
+    exact, broad = (lambda case: []), (lambda case: [])
+
+    class Area:
+        CHECKS = {"a_*": broad, "a_b": exact, "a_b*": broad}  # noqa: RUF012
+
+    monkeypatch.setattr(check_vectors, "AREAS", (Area,))
+    assert find_check(Path("a_b")) is exact
+    assert find_check(Path("a_c")) is broad
+
+
+def test_what_a_check_raises_is_a_failure(monkeypatch):
+    def broken(case: Path) -> list[Result]:
+        raise KeyError("logits")
+
+    monkeypatch.setattr(check_vectors, "find_check", lambda case: broken)
+    (result,) = check_case(Path("some"))
+    assert (result.status, result.message) == (FAILED, "KeyError: 'logits'")
+
+
+def test_a_wrong_number_is_a_failure(vectors, tmp_path, capsys):
+    import json
+    import shutil
+
+    case = shutil.copytree(vectors / "kd_ft", tmp_path / "cases" / "kd_ft")
+    expected = json.loads((case / "expected.json").read_text())
+    assert main([str(case.parent)]) == 0
+    expected["runs"][0]["total_loss"] *= 1.001
+    (case / "expected.json").write_text(json.dumps(expected))
+    assert main([str(case.parent)]) == 1
+    ok, failed = (text for text in capsys.readouterr().out.splitlines() if text.startswith("kd_ft"))
+    assert ok.split()[:2] == ["kd_ft", "ok"]
+    assert failed.split()[:2] == ["kd_ft", "FAILED"]
+    assert "total_loss" in failed
+
+
+def test_a_folder_without_such_cases_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), "--case", "nothing*"])
+    assert ended.value.code != 0
+    assert "no case matches" in capsys.readouterr().err
+
+
+def test_packing_is_reproducible(tmp_path):
+    folder = tmp_path / "cases"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "args.json").write_text("{}")
+    (folder / "a.md").write_text("x")
+    archives = [tmp_path / "1.tar.xz", tmp_path / "2.tar.xz"]
+    for archive in archives:
+        pack_vectors.pack(folder, archive)
+        (folder / "a.md").touch()
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with tarfile.open(fileobj=lzma.open(archives[0])) as tar:
+        assert tar.getnames() == ["vectors", "vectors/a.md", "vectors/b", "vectors/b/args.json"]
