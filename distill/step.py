@@ -5,35 +5,29 @@ same for pretraining and for every task, with and without teachers.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from config import RunArgs
+from config import ConfigError, RunArgs
 from data_utils.batch import Batch
 from distill.capture import Hook, merge_hooks, to_hook
 from distill.context import LossContext, TrainState
 from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
-from distill.student import find_student
+from distill.student import GLMStudent, find_student
 from distill.teacher import Teacher, in_fp32
 from distill.teachers.combine import average
 from mpu import hook_model
 from mpu.layout import Layout
 from tasks.base import Task, token_mask, weighted
 
+if TYPE_CHECKING:
+    from distill.engine.wrap import Engine
 
-class Engine(Protocol):
-    """What the step needs of an engine (`distill/engine/wrap.py`): a callable student."""
-
-    module: nn.Module
-    device: torch.device
-
-    def __call__(self, *inputs: object, **kwargs: object) -> object:
-        """The forward of the wrapped student."""
-        ...
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class DistillStep:
     def __init__(
         self,
         task: Task,
-        student: Engine,
+        student: "Engine",
         teachers: Sequence[Teacher],
         run: RunArgs,
         state: TrainState,
@@ -66,6 +60,8 @@ class DistillStep:
         self.teachers = tuple(teachers)
         self.method = find_student(student.module)
         assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
+        if self.method is not None:
+            _check_method(self.method, task, run)
 
     def count(self, micro_batches: Sequence[Batch]) -> Counts:
         """Count the rows of an optimizer step: this rank's micro-batches. One all-reduce.
@@ -180,8 +176,31 @@ class DistillStep:
         return rows | {"all": rows["tokens"]}
 
 
+def _check_method(method: GLMStudent, task: Task, run: RunArgs) -> None:
+    """ConfigError for captures that the head cannot give; a warning for a loss of nothing."""
+    name = f"--student_model={run.distill.student_model}"
+    hook = merge_hooks(method.get_student_hook(), to_hook(method.base_points()))
+    if task.head.kind == "classification" and "logits_parallel" in hook:
+        raise ConfigError(
+            f"{name}: compares vocabulary logits, which a classification head does not have; "
+            "fine-tune with --cloze-eval"
+        )
+    labels = method.soft_labels
+    overrides = {type(method).pre_loss, type(method).inter_loss} != {
+        GLMStudent.pre_loss,
+        GLMStudent.inter_loss,
+    }
+    if not (hook or overrides or labels.soft or labels.hard):
+        stage = labels.stage
+        log.warning(
+            "%s: no loss is asked for, so nothing is learned; see --distill_%s_soft, "
+            "--distill_%s_hard",
+            *(name, stage, stage),
+        )
+
+
 def _forward(
-    model: Engine,
+    model: "Engine",
     inputs: Sequence[Tensor],
     hook: Hook,
     hook_op: Hook,

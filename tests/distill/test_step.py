@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config import ConfigError
 from distill.context import TrainState
 from distill.registry import METHODS
 from distill.step import DistillStep
 from distill.student import GLMStudent
 from distill.teacher import Teacher
+from model.build import HeadSpec
+from tasks.choice import ChoiceTask
 from tests.distill.runs import (
     Local,
     cloze_task,
@@ -189,8 +192,9 @@ def test_padded_choices_take_no_part():
     assert results["D6"][0] != pytest.approx(results["D6"][1], rel=1e-4)
 
 
-def test_a_step_without_a_term_is_zero_and_can_be_backpropagated():
+def test_a_step_without_a_term_is_zero_and_can_be_backpropagated(caplog):
     step = toy_step(toy_run("--student_model=kd"))
+    assert "nothing is learned" in caplog.text
     output = take(step, toy_lm_batch(2))
     assert float(output.loss.detach()) == 0.0
     assert not any(bool(g.any()) for g in grads_of(step.student.module).values())
@@ -262,6 +266,14 @@ def test_several_teachers_are_averaged():
         losses.append(float(output.loss.detach()))
     assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2)
     assert "pre_loss/pt_soft_t1" in output.terms
+
+
+def test_vocabulary_logits_need_a_head_that_has_them():
+    task = ChoiceTask("toy", HeadSpec("classification", num_classes=2))
+    with pytest.raises(ConfigError, match="--student_model=glmd.*--cloze-eval"):
+        toy_step(toy_run("--student_model=glmd", program="finetune"), task)
+    flags = ["--student_model=glmd", "--logitsdistil_wo_inter", "--distill_ft_soft"]
+    toy_step(toy_run(*flags, program="finetune"), task)
 
 
 def test_teachers_need_a_method():

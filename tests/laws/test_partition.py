@@ -106,7 +106,7 @@ def same(
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-7)
     largest = max(float(g.abs().max()) for g in expected[1].values())
     for key, grad in expected[1].items():
-        torch.testing.assert_close(actual[1][key], grad, rtol=0, atol=2e-6 * largest, msg=key)
+        torch.testing.assert_close(actual[1][key], grad, rtol=0, atol=1e-6 * largest, msg=key)
 
 
 @pytest.mark.parametrize("name", RUNS)

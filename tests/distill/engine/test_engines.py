@@ -118,7 +118,7 @@ def uses_parts_in_turn(rank, world_size, run):
     return {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
 
 
-@pytest.mark.parametrize("stage", ENGINES)
+@pytest.mark.parametrize("stage", [None, 0])  # ZeRO 1 and 2 want the same use on all ranks
 def test_ranks_may_use_different_parameters(stage):
     first, second = run_ranks(2, uses_parts_in_turn, small.make_run(stage), preload="deepspeed")
     assert all(torch.equal(first[k], second[k]) for k in first)
