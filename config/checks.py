@@ -8,6 +8,7 @@ from config.data import TOKENIZERS_BUILT, parse_split
 from config.distill import DistillArgs, TeacherArgs
 from config.errors import ConfigError
 from config.group import ArgGroup
+from config.model import cut_sizes, shape_problems
 from config.notes import warn
 from config.tasks import FinetuneArgs
 
@@ -85,7 +86,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 def check_run(run: "RunArgs") -> list[str]:
     """Every problem that flags alone show: `--flag=value: what is wrong; what would be right`."""
-    checks = (_ranges, _length, _data, _precision, _processes, _distillation)
+    checks = (_ranges, _shapes, _length, _data, _precision, _processes, _distillation)
     return [problem for check in checks for problem in check(run)]
 
 
@@ -97,6 +98,21 @@ def _ranges(run: "RunArgs") -> Iterator[str]:
             value = getattr(group, name)
             if value is not None and not holds(value):
                 yield f"{spelling[name]}={value}: {right}"
+
+
+def _shapes(run: "RunArgs") -> Iterator[str]:
+    """Sizes of the teachers (the student has checked its own), and what a shape cannot do."""
+    for teacher in run.teachers:
+        yield from shape_problems(teacher)
+    fast = run.program == "finetune" and run.finetuning.cloze_eval and run.finetuning.fast_decode
+    for flag, group in (
+        ("--ib_word_emb", run.model),
+        *(("--teacher_ib_word_emb", teacher) for teacher in run.teachers),
+    ):
+        if group.ib_word_emb and run.model.mem_length > 0:
+            yield f"{flag}={group.ib_word_emb}: needs whole samples; give --mem-length=0"
+        if group.ib_word_emb and fast:
+            yield f"{flag}={group.ib_word_emb}: needs whole samples; leave out --fast-decode"
 
 
 def _length(run: "RunArgs") -> Iterator[str]:
@@ -210,13 +226,14 @@ def _without_gpu(run: "RunArgs") -> Iterator[str]:
 def _model_parallel(run: "RunArgs", world_size: int) -> Iterator[str]:
     size = run.parallel.model_parallel_size
     multiple = run.model.make_vocab_size_divisible_by
-    counts = [
-        (run.model.num_attention_heads, "--num-attention-heads"),
-        *((t.num_attention_heads, "--teacher_num_attention_heads") for t in run.teachers),
-    ]
-    for number, flag in counts:
-        if number % size:
-            yield f"--model-parallel-size={size}: does not divide {flag}={number}"
+    for group in (run.model, *run.teachers):
+        spelling = {f.name: name for name, f in group.flags().items()}
+        for name in cut_sizes(group):
+            if getattr(group, name) % size:
+                yield (
+                    f"--model-parallel-size={size}: does not divide "
+                    f"{spelling[name]}={getattr(group, name)}"
+                )
     if multiple % size:
         yield (
             f"--model-parallel-size={size}: does not divide the padded vocabulary; give "
@@ -246,6 +263,16 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         ("--checkpoint-num-layers",),
         lambda run: not run.model.checkpoint_activations,
         "without --checkpoint-activations",
+    ),
+    (
+        ("--ib_hidden_size", "--ib_ffn_num"),
+        lambda run: not run.model.inverted_bottleneck_mode,
+        "without --inverted_bottleneck_mode",
+    ),
+    (
+        ("--teacher_ib_hidden_size", "--teacher_ib_ffn_num"),
+        lambda run: not any(t.inverted_bottleneck_mode for t in run.teachers),
+        "without --teacher_inverted_bottleneck_mode",
     ),
     (
         ("--lr-decay-ratio",),

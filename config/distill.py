@@ -44,6 +44,12 @@ class TeacherArgs(ArgGroup):
     fp16: bool = flag(False, "half precision; GPU only")
     bf16: bool = flag(False, "bfloat16; CPU and GPU")
     random_para: bool = flag(False, "keep random weights: for tests")
+    compress_word_emb: int = flag(0, "width of the word table; 0: that of the teacher")
+    cross_layer_parameter_sharing: bool = flag(False, "all layers have the same weights")
+    inverted_bottleneck_mode: bool = flag(False, "layers of another width inside")
+    ib_hidden_size: int = flag(1024, "for it: width inside")
+    ib_ffn_num: int = flag(1, "for it: MLPs in a layer")
+    ib_word_emb: int = flag(0, "inputs from this many entries of three neighbouring words each")
 
     def model_args(self, student: ModelArgs) -> ModelArgs:
         """The teacher's architecture; vocabulary and masks are the student's."""
@@ -56,4 +62,10 @@ class TeacherArgs(ArgGroup):
                 self.max_position_embeddings, student.max_position_embeddings
             ),
             checkpoint_activations=False,
+            compress_word_emb=self.compress_word_emb,
+            cross_layer_parameter_sharing=self.cross_layer_parameter_sharing,
+            inverted_bottleneck_mode=self.inverted_bottleneck_mode,
+            ib_hidden_size=self.ib_hidden_size,
+            ib_ffn_num=self.ib_ffn_num,
+            ib_word_emb=self.ib_word_emb,
         )

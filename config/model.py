@@ -1,5 +1,6 @@
 """The architecture of a GLM: what its weights fit into."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from config.errors import ConfigError
@@ -28,23 +29,37 @@ class ModelArgs(ArgGroup):
     block_position_encoding: bool = (
         True  # False: one row of positions, tables without the extra row
     )
+    compress_word_emb: int = flag(
+        0,
+        "width of the word table, projected to h and back as in ALBERT; 0: h",
+        name="--compress_word_emb",
+    )
+    cross_layer_parameter_sharing: bool = flag(
+        False, "all layers have the same weights", name="--cross_layer_parameter_sharing"
+    )
+    inverted_bottleneck_mode: bool = flag(
+        False,
+        "layers of another width inside, after MobileBERT",
+        name="--inverted_bottleneck_mode",
+    )
+    ib_hidden_size: int = flag(128, "for it: width inside", name="--ib_hidden_size")
+    ib_ffn_num: int = flag(4, "for it: MLPs in a layer", name="--ib_ffn_num")
+    ib_word_emb: int = flag(
+        0,
+        "inputs from this many entries of three neighbouring words each; 0: own word only",
+        name="--ib_word_emb",
+    )
+
+    @property
+    def inner_size(self) -> int:
+        """Width of attention and MLP: h, or that inside an inverted bottleneck."""
+        return self.ib_hidden_size if self.inverted_bottleneck_mode else self.hidden_size
 
     def __post_init__(self):
-        problems = [
-            f"--{name}={value}: must be positive"
-            for name, value in (
-                ("num-layers", self.num_layers),
-                ("hidden-size", self.hidden_size),
-                ("num-attention-heads", self.num_attention_heads),
-                ("max-position-embeddings", self.max_position_embeddings),
-                ("checkpoint-num-layers", self.checkpoint_num_layers),
-            )
-            if value < 1
-        ]
-        if not problems and self.hidden_size % self.num_attention_heads:
+        problems = list(shape_problems(self))
+        if self.checkpoint_num_layers < 1:
             problems.append(
-                f"--hidden-size={self.hidden_size}: is not a multiple of "
-                f"--num-attention-heads={self.num_attention_heads}"
+                f"--checkpoint-num-layers={self.checkpoint_num_layers}: must be positive"
             )
         problems += [
             f"--{name}={value}: must be in [0, 1)"
@@ -57,3 +72,33 @@ class ModelArgs(ArgGroup):
         ]
         if problems:
             raise ConfigError(problems)
+
+
+def shape_problems(group: ArgGroup) -> Iterator[str]:
+    """What is wrong with the sizes of a student or a teacher, in the flags of its group."""
+    spelled = {f.name: f"{s}={getattr(group, f.name)}" for s, f in group.flags().items()}
+    bottleneck = group.inverted_bottleneck_mode
+    positive = ["num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"]
+    positive += ["ib_hidden_size", "ib_ffn_num"] if bottleneck else []
+    wrong = [name for name in positive if getattr(group, name) < 1]
+    yield from (f"{spelled[name]}: must be positive" for name in wrong)
+    for name in ("compress_word_emb", "ib_word_emb"):
+        if getattr(group, name) < 0:
+            yield f"{spelled[name]}: must not be negative; 0 leaves it out"
+    inner = "ib_hidden_size" if bottleneck else "hidden_size"
+    if not wrong and getattr(group, inner) % group.num_attention_heads:
+        yield f"{spelled[inner]}: is not a multiple of {spelled['num_attention_heads']}"
+    if group.ib_word_emb > group.hidden_size:
+        yield (
+            f"{spelled['ib_word_emb']}: is more than word vectors have; "
+            f"give at most {spelled['hidden_size']}"
+        )
+
+
+def cut_sizes(group: ArgGroup) -> Iterator[str]:
+    """Fields of a student's or a teacher's group that the model-parallel size must divide."""
+    yield "num_attention_heads"  # and so the inner width, of which it is a divisor
+    if group.inverted_bottleneck_mode:
+        yield "hidden_size"
+    if group.compress_word_emb:
+        yield "compress_word_emb"

@@ -81,15 +81,6 @@ _FEATURES = {
         "student_map_vocab_method=decoder distill_logit_mask_map teacher_map_vocab_size=0 "
         "logitsdistil_teacher_input_ids_map"
     ),
-    "inverted bottlenecks": (
-        "inverted_bottleneck_mode ib_hidden_size=128 ib_ffn_num=4 ib_word_emb=0 "
-        "teacher_inverted_bottleneck_mode teacher_ib_hidden_size=1024 teacher_ib_ffn_num=1 "
-        "teacher_ib_word_emb=0"
-    ),
-    "ALBERT's small embeddings and shared layers": (
-        "compress_word_emb=0 cross_layer_parameter_sharing teacher_compress_word_emb=0 "
-        "teacher_cross_layer_parameter_sharing"
-    ),
     "starting a student from a truncated teacher": "student_truncate_tn",
     "several teachers": (
         "mt_num_attention_heads= mt_hidden_size= mt_num_layers= mt_max_position_embeddings= "

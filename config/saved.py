@@ -19,6 +19,12 @@ ARCHITECTURE = (
     "max_position_embeddings",
     "make_vocab_size_divisible_by",
     "block_position_encoding",
+    "compress_word_emb",
+    "cross_layer_parameter_sharing",
+    "inverted_bottleneck_mode",
+    "ib_hidden_size",
+    "ib_ffn_num",
+    "ib_word_emb",
 )
 
 
@@ -42,8 +48,8 @@ def saved_config(path: str | Path) -> Path | None:
 def take_architecture(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Student and teachers, with the saved value of every architecture flag not given.
 
-    ConfigError where a flag and the checkpoint differ in the number of heads, which no tensor's
-    shape shows.
+    ConfigError where a flag and the checkpoint differ in a number that no tensor's shape shows:
+    that of heads, and of layers with the same weights.
     """
     problems: list[str] = []
     checkpoint = values["checkpoint"]
@@ -71,6 +77,8 @@ def _merge(
         return group
     saved = read_json(file, source).get("model", {})
     spelling = {f.name: name for name, f in group.flags().items()}
+    unseen = ["num_attention_heads"]
+    unseen += ["num_layers"] if saved.get("cross_layer_parameter_sharing") else []
     new = {}
     for name in ARCHITECTURE:
         if name not in saved or not hasattr(group, name):
@@ -78,6 +86,6 @@ def _merge(
         flag = spelling.get(name)
         if flag not in flags:
             new[name] = saved[name]
-        elif name == "num_attention_heads" and flags[flag] != saved[name]:
+        elif name in unseen and flags[flag] != saved[name]:
             problems.append(f"{flag}={flags[flag]}: the checkpoint {path} has {saved[name]}")
     return replace(group, **new)

@@ -39,17 +39,20 @@ def glm_mask(sep: Tensor | int, length: int, memory: int, device: torch.device) 
 
 
 class ParallelSelfAttention(nn.Module):
-    """Fused projection to queries, keys and values, attention per head, output projection."""
+    """Fused projection to queries, keys and values, attention per head, output projection.
+
+    The heads are u wide together; u is h, but in a bottleneck.
+    """
 
     def __init__(self, args: ModelArgs, init_method: InitMethod, output_init_method: InitMethod):
         super().__init__()
-        width = args.hidden_size
+        width = args.inner_size
         self.num_heads = mpu.divide(args.num_attention_heads, mpu.get_model_parallel_world_size())
         self.head_size = mpu.divide(width, args.num_attention_heads)
         self.attention_scale = max(args.attention_scale, 1.0)
         self.attention_dropout = args.attention_dropout
         self.query_key_value = mpu.ColumnParallelLinear(
-            width, 3 * width, stride=3, init_method=init_method
+            args.hidden_size, 3 * width, stride=3, init_method=init_method
         )
         self.dense = mpu.RowParallelLinear(width, width, init_method=output_init_method)
 
@@ -60,7 +63,7 @@ class ParallelSelfAttention(nn.Module):
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
     ) -> Tensor:
-        """[b, s, h], mask [b or 1, 1, s, mem + s], memory [b, mem, h] -> [b, s, h].
+        """[b, s, h], mask [b or 1, 1, s, mem + s], memory [b, mem, h] -> [b, s, u].
 
         Queries come from x, keys and values from the memory followed by x.
         """
@@ -84,7 +87,7 @@ class ParallelSelfAttention(nn.Module):
         return self.dense(context)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[b, s, h/p] -> [b, n/p, s, d]"""
+        """[b, s, u/p] -> [b, n/p, s, d]"""
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def _dropout(self) -> tuple[float, contextlib.AbstractContextManager]:

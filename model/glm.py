@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import mpu
 from config.model import ModelArgs
-from model.init import normal
+from model.embedding import NeighbourWords, OwnWords
+from model.init import gathered_linear, normal
 from model.transformer import ParallelTransformer
 from mpu import Recorder
 
@@ -24,6 +25,8 @@ class GLMModel(nn.Module):
 
     Initial weights depend on `seed` alone, not on p: N(0, 0.02^2), and for the two projections that
     end on the residual stream N(0, 0.02^2 / 2L). Biases 0, LayerNorms 1 and 0.
+
+    What lies between table and stack is chosen here: see `model.embedding`.
     """
 
     def __init__(
@@ -41,8 +44,17 @@ class GLMModel(nn.Module):
         generator = torch.Generator().manual_seed(mpu.derive_seed(seed, "glm"))
         init_method = normal(INIT_STD, generator)
         output_init_method = normal(INIT_STD / math.sqrt(2 * args.num_layers), generator)
+        width, narrow, mixed = args.hidden_size, args.compress_word_emb, args.ib_word_emb
+        self.ib_emb_mlp = NeighbourWords(mixed, width, init_method) if mixed else OwnWords()
+        self.compress_emb_mlp = (
+            gathered_linear(narrow, width, init_method) if narrow else nn.Identity()
+        )
+        self.decompress_emb_mlp = (
+            gathered_linear(width, narrow, init_method) if narrow else nn.Identity()
+        )
+        self.decompress_emb_mlp.requires_grad_(output_predict)  # without, in checkpoints only
         self.word_embeddings = mpu.VocabParallelEmbedding(
-            args.vocab_size, args.hidden_size, init_method=init_method
+            args.vocab_size, narrow or width, init_method=init_method
         )
         self.transformer = ParallelTransformer(args, init_method, output_init_method)
 
@@ -72,7 +84,8 @@ class GLMModel(nn.Module):
         """
         recorder = Recorder(hook, hook_op)
         input_ids = recorder.edit("input_ids", input_ids=input_ids)
-        words = self.word_embeddings(input_ids)
+        words = self.compress_emb_mlp(self.word_embeddings(input_ids))
+        words = self.ib_emb_mlp(words, attention_mask, bool(mems))
         recorder.add("words_embeddings", words)
         recorder.add("position_ids", position_ids)
         hidden, new_mems = self.transformer(
@@ -95,7 +108,7 @@ class GLMModel(nn.Module):
         all_positions = recorder.wants("logits_parallel")
         if not all_positions:
             hidden = _pick(hidden, rows)
-        hidden = mpu.copy_to_model_parallel_region(hidden)
+        hidden = mpu.copy_to_model_parallel_region(self.decompress_emb_mlp(hidden))
         logits = F.linear(hidden, self.word_embeddings.weight)
         if all_positions:
             recorder.add("logits_parallel", logits)

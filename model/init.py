@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+import mpu
+
 InitMethod = Callable[[Tensor], object]
 
 
@@ -31,3 +33,12 @@ def linear(input_size: int, output_size: int, init_method: InitMethod) -> nn.Lin
     init_method(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def gathered_linear(
+    input_size: int, output_size: int, init_method: InitMethod
+) -> mpu.ColumnParallelLinear:
+    """A layer [..., in] -> [..., out], cut by rows, whose output is whole on every rank."""
+    return mpu.ColumnParallelLinear(
+        input_size, output_size, gather_output=True, init_method=init_method
+    )

@@ -30,12 +30,11 @@ class ParallelTransformerLayer(nn.Module):
 
     def __init__(self, args: ModelArgs, init_method: InitMethod, output_init_method: InitMethod):
         super().__init__()
-        width = args.hidden_size
         self.hidden_dropout = args.hidden_dropout
-        self.input_layernorm = nn.LayerNorm(width, eps=LAYERNORM_EPS)
+        self.input_layernorm = nn.LayerNorm(args.hidden_size, eps=LAYERNORM_EPS)
         self.attention = ParallelSelfAttention(args, init_method, output_init_method)
-        self.post_attention_layernorm = nn.LayerNorm(width, eps=LAYERNORM_EPS)
-        self.mlp = ParallelMLP(width, init_method, output_init_method)
+        self.post_attention_layernorm = nn.LayerNorm(args.inner_size, eps=LAYERNORM_EPS)
+        self.mlp = ParallelMLP(args.inner_size, init_method, output_init_method)
 
     def forward(
         self,
@@ -48,17 +47,27 @@ class ParallelTransformerLayer(nn.Module):
 
         The memory holds inputs of this layer; it goes through the same LayerNorm as x.
         """
+        x = x + self._attend(x, mask, memory, recorder)
+        x = x + self._feed(x, recorder)
+        recorder.add("tf_output", x)
+        return x
+
+    def _attend(
+        self, x: Tensor, mask: Tensor, memory: Tensor | None, recorder: Recorder
+    ) -> Tensor:
+        """What attention adds: [b, s, h] -> [b, s, h], u instead of h in a bottleneck."""
         normed = self.input_layernorm(x)
         normed = recorder.edit("layernorm_output", layernorm_output=normed)
         recorder.add("layernorm_output", normed)
         if memory is not None:
             memory = self.input_layernorm(memory)
-        x = x + self._dropout(self.attention(normed, mask, memory, recorder))
+        return self._dropout(self.attention(normed, mask, memory, recorder))
+
+    def _feed(self, x: Tensor, recorder: Recorder) -> Tensor:
+        """What the MLP adds: [b, s, h], or u in a bottleneck, the same shape."""
         normed = self.post_attention_layernorm(x)
         recorder.add("post_attention_layernorm", normed)
-        x = x + self._dropout(self.mlp(normed))
-        recorder.add("tf_output", x)
-        return x
+        return self._dropout(self.mlp(normed))
 
     def _dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.hidden_dropout, self.training)

@@ -13,14 +13,17 @@ ROWS, COLUMNS, QKV = Partition(dim=0), Partition(dim=1), Partition(dim=0, stride
 _LAYER = r"transformer\.layers\.\d+\."
 _TABLE: tuple[tuple[str, Partition | None], ...] = (
     (r"word_embeddings\.weight", ROWS),
+    (r"(ib|compress|decompress)_emb_mlp\.(weight|bias)", ROWS),
     (r"transformer\.(block_)?position_embeddings\.weight", None),
     (_LAYER + r"(input|post_attention)_layernorm\.(weight|bias)", None),
     (_LAYER + r"attention\.query_key_value\.(weight|bias)", QKV),
     (_LAYER + r"attention\.dense\.weight", COLUMNS),
     (_LAYER + r"attention\.dense\.bias", None),
-    (_LAYER + r"mlp\.dense_h_to_4h\.(weight|bias)", ROWS),
-    (_LAYER + r"mlp\.dense_4h_to_h\.weight", COLUMNS),
-    (_LAYER + r"mlp\.dense_4h_to_h\.bias", None),
+    (_LAYER + r"(ib_mlp\.\d+|mlp)\.dense_h_to_4h\.(weight|bias)", ROWS),
+    (_LAYER + r"(ib_mlp\.\d+|mlp)\.dense_4h_to_h\.weight", COLUMNS),
+    (_LAYER + r"(ib_mlp\.\d+|mlp)\.dense_4h_to_h\.bias", None),
+    (_LAYER + r"ib_linear_(in|out)\.(weight|bias)", ROWS),
+    (_LAYER + r"ib_(mlp_layernorm\.\d+|linear_out_layernorm)\.(weight|bias)", None),
     (r"transformer\.final_layernorm\.(weight|bias)", None),
     (r"(pool_layer|multichoice_head)\.(weight|bias)", None),
 )

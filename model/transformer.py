@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mpu
 from config.model import ModelArgs
 from model.attention import NO_RECORDER, glm_mask
+from model.bottleneck import BottleneckLayer
 from model.init import InitMethod, embedding
 from model.layer import LAYERNORM_EPS, ParallelTransformerLayer
 from mpu import Recorder
@@ -22,7 +23,11 @@ Numbered = Sequence[tuple[int, nn.Module]]  # layers with their number, which na
 
 
 class ParallelTransformer(nn.Module):
-    """Positions, layers and the final LayerNorm; everything of GLM but the vocabulary."""
+    """Positions, layers and the final LayerNorm; everything of GLM but the vocabulary.
+
+    `layers` holds those with weights of their own: with shared weights one, which is applied
+    `rounds` times (ALBERT, arXiv 1909.11942). Captures have the number of the application.
+    """
 
     def __init__(self, args: ModelArgs, init_method: InitMethod, output_init_method: InitMethod):
         super().__init__()
@@ -35,9 +40,11 @@ class ParallelTransformer(nn.Module):
         self.position_embeddings = embedding(rows, width, init_method)
         if self.block_position_encoding:
             self.block_position_embeddings = embedding(rows, width, init_method)
+        layer = BottleneckLayer if args.inverted_bottleneck_mode else ParallelTransformerLayer
+        self.rounds = args.num_layers if args.cross_layer_parameter_sharing else 1
         self.layers = nn.ModuleList(
-            ParallelTransformerLayer(args, init_method, output_init_method)
-            for _ in range(args.num_layers)
+            layer(args, init_method, output_init_method)
+            for _ in range(args.num_layers // self.rounds)
         )
         self.final_layernorm = nn.LayerNorm(width, eps=LAYERNORM_EPS)
 
@@ -67,7 +74,8 @@ class ParallelTransformer(nn.Module):
 
         remember = return_memory or self.max_memory_length > 0
         states = [x] if remember else []
-        layers = list(enumerate(recorder.edit("self_layers", self_layers=self.layers)))
+        stack = list(self.layers) * self.rounds
+        layers = list(enumerate(recorder.edit("self_layers", self_layers=stack)))
         below = recorder.child("layers")
         recompute = self.chunk_size > 0 and torch.is_grad_enabled()
         size = self.chunk_size if recompute else len(layers)

@@ -56,7 +56,7 @@ def ends(program, flags, world, capsys, name="bad"):
     error = capsys.readouterr().err
     assert caught.value.code == 2, error
     assert "Traceback" not in error
-    (message,) = [part for part in error.split("error: ") if part is not error.split("error: ")[0]]
+    (message,) = error.split("error: ")[1:]
     assert sorted(p for p in (world / "runs").rglob("*")) == before
     return message
 

@@ -29,7 +29,8 @@ def make_world(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?", '"', "or"]
     letters = [mark + c for c in "abcdefghijklmnopqrstuvwxyz" for mark in ("", "##")]
-    (folder / "vocab.txt").write_text("\n".join([*marks, *letters, *WORDS]) + "\n")
+    tokens = dict.fromkeys([*marks, *letters, *WORDS])
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     draw = random.Random(1)
 
     def sentence(length: int = 7) -> str:
