@@ -1,4 +1,4 @@
-"""A block that is h wide outside and u wide inside (after MobileBERT, Sun et al., arXiv 2004.02984).
+"""A block that is h wide outside, u wide inside (after MobileBERT, Sun et al., arXiv 2004.02984).
 
     y = W_in x + b_in + attention(LN1(x))          queries, keys, values from h to u
     y = y + MLP_0(LN2(y))                          u -> 4u -> u

@@ -49,12 +49,10 @@ class NeighbourWords(mpu.ColumnParallelLinear):
                 "give whole samples and their separators [b]"
             )
         own = words[..., : self.word_size]
-        column = torch.arange(own.size(1), device=own.device)
-        hidden = column >= torch.as_tensor(sep, device=own.device).reshape(-1, 1) - 1
-        ahead = torch.where(hidden.unsqueeze(-1), _shifted(own, 2), _shifted(own, -1))
-        return super().forward(torch.cat((ahead, own, _shifted(own, 1)), dim=-1))
-
-
-def _shifted(x: Tensor, by: int) -> Tensor:
-    """[b, s, w]: position i holds what was at i - by, 0 where that is outside."""
-    return F.pad(x, (0, 0, by, -by))
+        length = own.size(1)
+        padded = F.pad(own, (0, 0, 2, 1))  # entry j is word j - 2
+        two_back, previous, following = padded[:, :length], padded[:, 1:-2], padded[:, 3:]
+        column = torch.arange(length, device=own.device)
+        unknown = column >= torch.as_tensor(sep, device=own.device).reshape(-1, 1) - 1
+        ahead = torch.where(unknown.unsqueeze(-1), two_back, following)
+        return super().forward(torch.cat((ahead, own, previous), dim=-1))

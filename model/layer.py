@@ -52,9 +52,7 @@ class ParallelTransformerLayer(nn.Module):
         recorder.add("tf_output", x)
         return x
 
-    def _attend(
-        self, x: Tensor, mask: Tensor, memory: Tensor | None, recorder: Recorder
-    ) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor, memory: Tensor | None, recorder: Recorder) -> Tensor:
         """What attention adds: [b, s, h] -> [b, s, h], u instead of h in a bottleneck."""
         normed = self.input_layernorm(x)
         normed = recorder.edit("layernorm_output", layernorm_output=normed)

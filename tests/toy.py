@@ -34,6 +34,26 @@ def toy_model_args(**changes: Any) -> ModelArgs:
     return dataclasses.replace(args, **changes)
 
 
+#: Name of a model shape -> changes to `toy_model_args`.
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "compressed": {"compress_word_emb": 12},
+    "shared": {"cross_layer_parameter_sharing": True, "num_layers": 3},
+    "albert": {"cross_layer_parameter_sharing": True, "compress_word_emb": 8},
+    "neighbours": {"ib_word_emb": 5},
+    "bottleneck": {"inverted_bottleneck_mode": True, "ib_hidden_size": 8, "ib_ffn_num": 3},
+    "wide": {"inverted_bottleneck_mode": True, "ib_hidden_size": 24, "ib_ffn_num": 1},
+    "everything": {
+        "compress_word_emb": 4,
+        "cross_layer_parameter_sharing": True,
+        "inverted_bottleneck_mode": True,
+        "ib_hidden_size": 8,
+        "ib_ffn_num": 2,
+        "ib_word_emb": 6,
+    },
+}
+
+
 def toy_teacher_args(**changes: Any) -> ModelArgs:
     """The 4-layer teacher, h 24."""
     return toy_model_args(**({"num_layers": 4, "hidden_size": 24} | changes))
@@ -70,7 +90,7 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
             shape[partition.dim] *= size
         fan_in = shape[-1] if len(shape) > 1 and "embeddings" not in name else 4
         full = torch.randn(shape, generator=generator) / fan_in**0.5
-        if name.endswith("layernorm.weight"):
+        if "layernorm" in name and name.endswith("weight"):
             full = 1 + full / 2
         with torch.no_grad():
             parameter.copy_(mpu.split(full, partition, rank, size))

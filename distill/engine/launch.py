@@ -134,11 +134,17 @@ def _log_level(rank: int) -> None:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run `main`; a mistake of the user ends every process with one message and exit code 2."""
+    """Run `main`; a mistake of the user ends every process with one message and exit code 2.
+
+    Other processes wait before they tell theirs: it is the same, or only that a peer is gone, and
+    by then their launcher has ended them. If the first process is well, theirs is heard.
+    """
     set_up_logging()
     try:
         main()
-    except (ConfigError, TrainingError, OSError, ValueError) as error:
+    except Exception as error:
+        if _from_env("RANK", 0) != 0:
+            time.sleep(_WAIT_FOR_FIRST)
         if not _explains_itself(error):
             raise
         _say(error)
@@ -147,13 +153,14 @@ def run_program(main: Callable[[], None]) -> None:
         shut_down()
 
 
-def _explains_itself(error: BaseException) -> bool:
-    """Whether the message alone is enough: our own error, or a file that cannot be opened."""
+def _explains_itself(error: Exception) -> bool:
+    """Whether the message alone is enough: an error of our own, or a file that cannot be opened."""
     if isinstance(error, ConfigError | TrainingError):
         return True
-    if isinstance(error, OSError):
-        return error.filename is not None or _raised_by(error.__traceback__) in PACKAGES
-    return _raised_by(error.__traceback__) in PACKAGES
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    known = isinstance(error, OSError | ValueError)
+    return known and _raised_by(error.__traceback__) in PACKAGES
 
 
 def _raised_by(trace: TracebackType | None) -> str:
@@ -162,10 +169,7 @@ def _raised_by(trace: TracebackType | None) -> str:
     return frames[-1][0].f_globals.get("__name__", "").split(".")[0] if frames else ""
 
 
-def _say(error: BaseException) -> None:
-    """The message, from the first process; from another one only if the first did not fail."""
-    if _from_env("RANK", 0) != 0:
-        time.sleep(_WAIT_FOR_FIRST)
+def _say(error: Exception) -> None:
     lines = str(error).splitlines() or [type(error).__name__]
     sys.stderr.write("error: " + "\n       ".join(lines) + "\n")
     sys.stderr.flush()

@@ -76,7 +76,7 @@ class Selection:
             if found.metrics:
                 results["type"] = split
                 results[split] = found.metrics
-                log.info("%s with the best weights: %s", split, _text(found.metrics))
+                log.info("%s: %s", split, _text(found.metrics))
             results[f"{split}_samples_per_second"] = found.samples_per_second
         if not self.history:  # evaluated only
             self._remember(results["val"])

@@ -42,6 +42,15 @@ def test_complete_commands_pass():
         ("--compat=D4", "unknown D4"),
         ("--tokenizer-type=ChineseSPTokenizer", "is not supported yet"),
         ("--hidden-size=30 --num-attention-heads=4", "is not a multiple of"),
+        ("--compress_word_emb=-1", "must not be negative"),
+        ("--ib_word_emb=1025", "give at most --hidden-size=1024"),
+        ("--ib_word_emb=4 --mem-length=3", "--ib_word_emb=4: needs whole samples; give --mem-leng"),
+        (
+            "--inverted_bottleneck_mode --ib_hidden_size=40",
+            "--ib_hidden_size=40: is not a multiple",
+        ),
+        ("--inverted_bottleneck_mode --ib_ffn_num=0", "--ib_ffn_num=0: must be positive"),
+        ("--inverted_bottleneck_mode --ib_hidden_size=0", "--ib_hidden_size=0: must be positive"),
         ("--distill_temperature=0", "must be positive"),
         ("--model-parallel-size=0", "must be at least 1"),
         ("--student_model=kd --distill_pt_soft", "--teacher_load_pretrained: missing"),
@@ -56,6 +65,40 @@ def test_each_mistake(flag, expected):
 def test_teacher_precision():
     (problem,) = problems([*DISTIL, "--teacher_fp16", "--teacher_bf16"])
     assert problem == "--teacher_fp16 and --teacher_bf16: choose one"
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--teacher_num_layers=0", "--teacher_num_layers=0: must be positive"),
+        ("--teacher_hidden_size=40", "is not a multiple of --teacher_num_attention_heads=16"),
+        ("--teacher_compress_word_emb=-1", "must not be negative"),
+        ("--teacher_ib_word_emb=1025", "give at most --teacher_hidden_size=1024"),
+        ("--teacher_ib_word_emb=4 --mem-length=3", "--teacher_ib_word_emb=4: needs whole samples"),
+        ("--teacher_inverted_bottleneck_mode --teacher_ib_hidden_size=40", "is not a multiple of"),
+        ("--teacher_inverted_bottleneck_mode --teacher_ib_ffn_num=0", "must be positive"),
+    ],
+)
+def test_sizes_of_a_teacher(flag, expected):
+    (problem,) = problems([*DISTIL, *flag.split()])
+    assert problem.startswith("--teacher_")
+    assert expected in problem
+
+
+def test_inner_sizes_do_not_count_without_the_mode():
+    run = pretrain("--ib_hidden_size=40", "--ib_ffn_num=0")
+    assert run.model.inner_size == 1024
+    words = ["--inverted_bottleneck_mode", "--hidden-size=20", "--ib_hidden_size=48"]
+    assert pretrain(*words).model.inner_size == 48  # heads divide it, not the width outside
+
+
+@pytest.mark.parametrize("flag", ["--ib_word_emb", "--teacher_ib_word_emb"])
+def test_fast_decoding_needs_own_words(flag):
+    words = ["--student_model=kd", "--distill_ft_soft", "--teacher_random_para", f"{flag}=4"]
+    words += ["--cloze-eval", "--multi-token"]
+    finetune(*words)
+    (problem,) = problems([*FINETUNE, *words, "--fast-decode"], "finetune")
+    assert problem == f"{flag}=4: needs whole samples; leave out --fast-decode"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +196,18 @@ def test_model_parallel_size():
     assert "the 4 process(es)" in found[3]
 
 
+def test_model_parallel_size_and_shapes():
+    shape = ["inverted_bottleneck_mode", "ib_hidden_size=32", "hidden_size=30"]
+    words = [f"--teacher_{word}" for word in [*shape, "compress_word_emb=10"]]
+    run = pretrain(*DISTIL, *words, "--compress_word_emb=6", "--model-parallel-size=4")
+    found = hardware_problems(run, cuda=True, world_size=4).splitlines()
+    assert found == [
+        "--model-parallel-size=4: does not divide --compress_word_emb=6",
+        "--model-parallel-size=4: does not divide --teacher_hidden_size=30",
+        "--model-parallel-size=4: does not divide --teacher_compress_word_emb=10",
+    ]
+
+
 def test_more_model_parallel_than_processes():
     run = pretrain("--model-parallel-size=2")
     assert "the 1 process(es)" in hardware_problems(run, cuda=True, world_size=1)
@@ -171,6 +226,8 @@ def test_more_model_parallel_than_processes():
         (["--teacher_num_layers=3"], "--teacher_num_layers"),
         (["--lr-decay-style=constant", "--lr-decay-ratio=0.5"], "--lr-decay-ratio"),
         (["--checkpoint-num-layers=2"], "--checkpoint-num-layers"),
+        (["--ib_ffn_num=2"], "--ib_ffn_num"),
+        ([*DISTIL, "--teacher_ib_hidden_size=64"], "--teacher_ib_hidden_size"),
         (["--DDP-impl=local"], "--DDP-impl"),
         (["--half-lazy-loader"], "--half-lazy-loader"),
     ],

@@ -57,6 +57,53 @@ def test_another_number_of_heads_is_an_error(folder):
     assert problem == f"--num-attention-heads=4: the checkpoint {folder} has 6"
 
 
+ALBERT = ["--num-layers=3", "--cross_layer_parameter_sharing", "--compress_word_emb=64"]
+IB = ["--inverted_bottleneck_mode", "--ib_hidden_size=64", "--ib_ffn_num=2", "--ib_word_emb=32"]
+EXPECTED_SHAPES = [
+    (ALBERT, (3, True, 64, False, 0)),
+    (IB, (24, False, 0, True, 32)),
+]
+
+
+def variant(args) -> tuple:
+    return (
+        args.num_layers,
+        args.cross_layer_parameter_sharing,
+        args.compress_word_emb,
+        args.inverted_bottleneck_mode,
+        args.ib_word_emb,
+    )
+
+
+@pytest.mark.parametrize(("words", "expected"), EXPECTED_SHAPES)
+def test_other_shapes_need_no_flags_either(folder, words, expected):
+    (folder / "config.json").write_text(pretrain(*words).to_json())
+    model = pretrain(f"--load={folder}").model
+    assert variant(model) == expected
+    distil = ["--student_model=kd", "--distill_pt_soft", f"--teacher_load_pretrained={folder}"]
+    run = pretrain(*distil)
+    (teacher,) = run.teachers
+    assert variant(teacher) == expected
+    assert variant(run.model) == (24, False, 0, False, 0)
+    assert variant(teacher.model_args(run.model)) == expected
+    if words is IB:
+        assert (model.ib_hidden_size, model.ib_ffn_num) == (64, 2)
+        assert (teacher.ib_hidden_size, teacher.ib_ffn_num) == (64, 2)
+
+
+def test_a_plain_teacher_of_a_student_of_another_shape():
+    words = ["--student_model=kd", "--distill_pt_soft", "--teacher_random_para"]
+    run = pretrain(*words, *ALBERT, *IB)
+    assert variant(run.teachers[0].model_args(run.model)) == (24, False, 0, False, 0)
+
+
+def test_another_number_of_shared_layers_is_an_error(folder):
+    (folder / "config.json").write_text(pretrain(*ALBERT).to_json())
+    (problem,) = problems([*PRETRAIN, f"--load={folder}", "--num-layers=4"])
+    assert problem == f"--num-layers=4: the checkpoint {folder} has 3"
+    pretrain(f"--load={folder}", "--num-layers=3")
+
+
 def test_the_tags_own_config_comes_first(folder):
     (folder / "7/config.json").write_text(pretrain("--num-layers=5").to_json())
     assert pretrain(f"--load={folder}").model.num_layers == 5

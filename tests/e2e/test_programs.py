@@ -169,7 +169,12 @@ def test_kd_finetuning(world, student):
 
 def test_torchrun_and_python_train_alike(world):
     """Two processes of 4 samples are one process of 8."""
-    flags = [*w.pretraining(world), "--train-iters=4", "--attention-dropout=0", "--hidden-dropout=0"]
+    flags = [
+        *w.pretraining(world),
+        "--train-iters=4",
+        "--attention-dropout=0",
+        "--hidden-dropout=0",
+    ]
     told = w.succeeded(w.torchrun("pretrain", *flags, "--experiment-name=two"))
     assert told.count("iteration 4/4") == 1
     w.succeeded(w.python("pretrain", *flags, "--batch-size=8", "--experiment-name=one"))
@@ -184,6 +189,7 @@ def test_a_mistake_under_a_launcher_is_told_once(world):
         assert done.returncode == code
         assert done.stderr.count("error: --train-data") == 1
         assert "nowhere.txt" in done.stderr
+        assert "[rank1]" not in done.stderr  # no traceback of the process that lost its peer
 
 
 @pytest.mark.parametrize("zero", [None, 1])

@@ -26,7 +26,7 @@ class PlainGLM(nn.Module):
         """[b, s], [b, 2, s], [b] -> logits [b, s, v]. `dropout` is that of every place."""
         w = dict(zip(self.names, self.weights, strict=True))
         length = ids.size(1)
-        x = F.embedding(ids, w["word_embeddings.weight"])
+        x = self._words(w, ids, sep)
         if self.args.block_position_encoding:
             x = x + F.embedding(positions[:, 0], w["transformer.position_embeddings.weight"])
             x = x + F.embedding(positions[:, 1], w["transformer.block_position_embeddings.weight"])
@@ -36,12 +36,33 @@ class PlainGLM(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         visible = causal | (torch.arange(length) < sep[:, None, None, None])
         for i in range(self.args.num_layers):
-            x = self._layer(w, f"transformer.layers.{i}.", x, visible, dropout)
+            number = 0 if self.args.cross_layer_parameter_sharing else i
+            x = self._layer(w, f"transformer.layers.{number}.", x, visible, dropout)
         x = self._norm(w, "transformer.final_layernorm.", x)
+        if self.args.compress_word_emb:
+            x = self._linear(w, "decompress_emb_mlp.", x)
         return x @ w["word_embeddings.weight"].T
+
+    def _words(self, w: dict, ids: Tensor, sep: Tensor) -> Tensor:
+        x = F.embedding(ids, w["word_embeddings.weight"])
+        if self.args.compress_word_emb:
+            x = self._linear(w, "compress_emb_mlp.", x)
+        if not self.args.ib_word_emb:
+            return x
+        zero, samples = torch.zeros(self.args.ib_word_emb), []
+        for row, visible in zip(x[..., : self.args.ib_word_emb], sep.tolist(), strict=True):
+            mixed = []
+            for i, own in enumerate(row):
+                ahead = i + 1 if i + 1 < visible else i - 2
+                first = row[ahead] if 0 <= ahead < len(row) else zero
+                mixed.append(torch.cat((first, own, row[i - 1] if i else zero)))
+            samples.append(torch.stack(mixed))
+        return self._linear(w, "ib_emb_mlp.", torch.stack(samples))
 
     def _layer(self, w: dict, name: str, x: Tensor, visible: Tensor, dropout: float) -> Tensor:
         batch, length, width = x.shape
+        bottleneck = self.args.inverted_bottleneck_mode
+        width = self.args.ib_hidden_size if bottleneck else width
         heads = self.args.num_attention_heads
         normed = self._norm(w, name + "input_layernorm.", x)
         mixed = self._linear(w, name + "attention.query_key_value.", normed)
@@ -51,11 +72,20 @@ class PlainGLM(nn.Module):
         )
         context = F.scaled_dot_product_attention(q, k, v, visible, dropout)
         context = context.transpose(1, 2).reshape(batch, length, width)
-        x = x + F.dropout(self._linear(w, name + "attention.dense.", context), dropout)
-        normed = self._norm(w, name + "post_attention_layernorm.", x)
-        inner = self._linear(w, name + "mlp.dense_h_to_4h.", normed)
+        base = self._linear(w, name + "ib_linear_in.", x) if bottleneck else x
+        y = base + F.dropout(self._linear(w, name + "attention.dense.", context), dropout)
+        y = y + self._mlp(w, name, "post_attention_layernorm.", "mlp.", y, dropout)
+        if not bottleneck:
+            return y
+        for k in range(self.args.ib_ffn_num - 1):
+            y = y + self._mlp(w, name, f"ib_mlp_layernorm.{k}.", f"ib_mlp.{k}.", y, dropout)
+        y = self._norm(w, name + "ib_linear_out_layernorm.", y)
+        return x + self._linear(w, name + "ib_linear_out.", y)
+
+    def _mlp(self, w: dict, name: str, norm: str, mlp: str, x: Tensor, dropout: float) -> Tensor:
+        inner = self._linear(w, name + mlp + "dense_h_to_4h.", self._norm(w, name + norm, x))
         inner = F.gelu(inner, approximate="tanh")
-        return x + F.dropout(self._linear(w, name + "mlp.dense_4h_to_h.", inner), dropout)
+        return F.dropout(self._linear(w, name + mlp + "dense_4h_to_h.", inner), dropout)
 
     @staticmethod
     def _linear(w: dict, name: str, x: Tensor) -> Tensor:

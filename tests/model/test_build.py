@@ -1,5 +1,7 @@
 """Models for heads, and parameter groups."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -11,9 +13,9 @@ from model.downstream import (
     GLMForSequenceClassification,
     GLMForSingleTokenCloze,
 )
+from tests.check_vectors import find_check
 from tests.toy import toy_glm, toy_model_args
-from tests.vector_checks.common import NOT_IMPLEMENTED, OK
-from tests.vector_checks.model import CHECKS
+from tests.vector_checks.common import FAILED, NOT_IMPLEMENTED, OK
 
 HEADS = {
     "single_token": GLMForSingleTokenCloze,
@@ -93,24 +95,43 @@ def test_a_parameter_of_a_module_itself_is_decayed():
     assert parameter_groups(Method(), 0.1)[0]["weight_decay"] == 0.1
 
 
-EXPECTED = {
-    "fwd_basic": [OK],
-    "fwd_attention_scale": [OK],
-    "fwd_no_block_position": [OK],
-    "fwd_memory": [OK],
-    "fwd_cloze_heads": [OK],
-    "hooks_all": [OK],
-    "hooks_cloze_wrapper": [OK],
-    "hooks_all_ib": [NOT_IMPLEMENTED],
-    "hooks_all_shared": [NOT_IMPLEMENTED],
-    "param_groups": [OK, NOT_IMPLEMENTED, NOT_IMPLEMENTED],
+VECTORS = {
+    "fwd_basic": 1,
+    "fwd_attention_scale": 1,
+    "fwd_no_block_position": 1,
+    "fwd_memory": 1,
+    "fwd_cloze_heads": 1,
+    "fwd_compress_word_emb": 1,
+    "fwd_cross_layer_sharing": 1,
+    "fwd_albert": 1,
+    "fwd_ib_word_emb_only": 1,
+    "fwd_inverted_bottleneck": 1,
+    "fwd_inverted_bottleneck_teacher": 1,
+    "hooks_all": 1,
+    "hooks_all_ib": 1,
+    "hooks_all_shared": 1,
+    "hooks_cloze_wrapper": 1,
+    "param_groups": 4,  # the case and its three parts
 }
 
 
-@pytest.mark.parametrize("case", EXPECTED)
+@pytest.mark.parametrize("case", VECTORS)
 def test_vectors_of_the_model(vectors, case):
-    pattern = next(p for p in CHECKS if case.startswith(p.rstrip("*")))
-    results = CHECKS[pattern](vectors / case)
-    assert [(r.status, r.message if r.status != NOT_IMPLEMENTED else "") for r in results] == [
-        (status, "") for status in EXPECTED[case]
-    ]
+    results = find_check(vectors / case)(vectors / case)
+    assert [(r.status, r.message) for r in results] == [(OK, "")] * VECTORS[case]
+
+
+def test_a_part_that_fails_fails_the_case(vectors, tmp_path):
+    case = tmp_path / "param_groups"
+    case.mkdir()
+    parts = json.loads((vectors / "param_groups/expected.json").read_text())
+    parts["compress"]["no_weight_decay"].reverse()
+    parts["ib"]["kwargs"]["map_vocab_size"] = 16
+    (case / "expected.json").write_text(json.dumps(parts))
+    results = {r.name: r.status for r in find_check(case)(case)}
+    assert results == {
+        "param_groups": FAILED,
+        "param_groups/plain": OK,
+        "param_groups/ib": NOT_IMPLEMENTED,
+        "param_groups/compress": FAILED,
+    }
