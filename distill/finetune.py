@@ -7,13 +7,16 @@ deepspeed distill/finetune.py --deepspeed --deepspeed_config=config/tasks/... ..
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from config import RunArgs
     from data_utils.loader import StepLoader
     from distill.engine.launch import Runtime
     from distill.engine.trainer import Plan
+    from tasks.superglue.task import SuperGlueTask
+
+SPLITS = ("train", "val", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,17 +33,7 @@ def finetune(argv: Sequence[str]) -> None:
 
     run = parse_args(argv, program="finetune", methods=method_args())
 
-    from data_utils.build import build_tokenizer
-    from distill.engine.build import (
-        build_module,
-        first_iteration,
-        resume,
-        with_vocabulary,
-        write_summary,
-    )
-    from distill.engine.checkpoint import Checkpoints, check_sources
-    from distill.engine.launch import launch
-    from distill.engine.run_dir import check_run_dir, open_run_dir
+    from distill.engine.build import build_module, open_run, start, write_summary
     from distill.engine.selection import Selection
     from distill.engine.summary import Summary
     from distill.engine.trainer import Trainer
@@ -49,35 +42,17 @@ def finetune(argv: Sequence[str]) -> None:
     from distill.teacher import build_teachers
     from tasks.registry import build_task
 
-    check_run_dir(run)
-    runtime = launch(run)
-    tokenizer = build_tokenizer(run.tokenizer, run.blocks)
-    run = with_vocabulary(run, tokenizer)
-    check_sources(run, tokenizer.fingerprint)
-    task = build_task(
-        run.finetuning,
-        run.data,
-        tokenizer,
-        run.compat,
-        block_position=not run.model.no_block_position,
-    )
-    with runtime.local_main_first():
-        loaders = task_loaders(task, run, runtime, first_iteration(run))
+    run, runtime, tokenizer = start(run)
+    with_blocks = not run.model.no_block_position
+    task = build_task(run.finetuning, run.data, tokenizer, run.compat, block_position=with_blocks)
+    loaders = load_data(task, run, runtime)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
     engine = wrap(build_module(run, task.head), run, runtime)
-    open_run_dir(run, runtime)
-    checkpoints = Checkpoints(run, runtime, tokenizer.fingerprint)
-    checkpoints.write_config()
-    state = resume(run, engine, checkpoints)
+    checkpoints, state = open_run(run, runtime, engine, tokenizer)
     selection = Selection(engine, task, loaders, state, run, runtime, checkpoints)
+    step, train = DistillStep(task, engine, teachers, run, state), loaders["train"]
     trainer = Trainer(
-        engine,
-        DistillStep(task, engine, teachers, run, state),
-        loaders["train"],
-        plan(run, loaders["train"]),
-        state,
-        run,
-        runtime,
+        *(engine, step, train, plan(run, train), state, run, runtime),
         checkpoints=checkpoints,
         summary=Summary(run, runtime, start=state.iteration),
         evaluate=selection.evaluate,
@@ -85,56 +60,59 @@ def finetune(argv: Sequence[str]) -> None:
     if run.evaluation.custom_first_eval and state.iteration == 0 and trainer.plan.total > 0:
         trainer.evaluate()
     trainer.fit()
-    write_summary(argv, run, runtime, engine, state, selection.finish())
-    trainer.summary.close()
+    write_summary(argv, trainer, selection.finish())
 
 
-def task_loaders(
-    task: Any, run: "RunArgs", runtime: "Runtime", start: int
+def load_data(
+    task: "SuperGlueTask", run: "RunArgs", runtime: "Runtime"
 ) -> "dict[str, StepLoader | None]":
-    """Loaders of "train", "val", "test" for this rank. Every split is read and encoded now.
+    """Loaders of "train", "val", "test" of this process. Every split is read and encoded now.
 
     FileNotFoundError without a training or validation split; None where there is no test split.
     """
+    from distill.engine.build import first_iteration
+
+    start = first_iteration(run)
+    with runtime.local_main_first():
+        return {split: loader(task, split, run, runtime, start) for split in SPLITS}
+
+
+def loader(
+    task: "SuperGlueTask", split: str, run: "RunArgs", runtime: "Runtime", start: int
+) -> "StepLoader | None":
+    """Batches of one split: shuffled epochs from iteration `start` on to train, else one pass."""
     import mpu
     from data_utils.loader import StepLoader
     from data_utils.samplers import StepSampler
 
+    dataset = task.dataset(split)
+    if dataset is None:
+        return None
     ranks = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-    loaders: dict[str, StepLoader | None] = {}
-    for split in ("train", "val", "test"):
-        dataset = task.dataset(split)
-        if dataset is None:
-            loaders[split] = None
-            continue
-        if split == "train":
-            steps = run.train.train_iters if run.train.epochs is None else None
-            sampler = StepSampler(
-                len(dataset),
-                run.train.batch_size,
-                run.train.gradient_accumulation_steps,
-                *ranks,
-                run.train.seed,
-                shuffle=True,
-                start_iteration=start,
-                epochs=run.train.epochs,
-                iterations=steps,
-            )
-        else:
-            size = run.evaluation.eval_batch_size or run.train.batch_size
-            sampler = StepSampler(len(dataset), size, 1, *ranks, epochs=1)
-        loaders[split] = StepLoader(
-            dataset, task.collate, sampler, pin_memory=runtime.device.type == "cuda"
+    if split == "train":
+        sampler = StepSampler(
+            len(dataset),
+            run.train.batch_size,
+            run.train.gradient_accumulation_steps,
+            *ranks,
+            run.train.seed,
+            shuffle=True,
+            start_iteration=start,
+            epochs=run.train.epochs,
+            iterations=run.train.train_iters if run.train.epochs is None else None,
         )
-    return loaders
+    else:
+        size = run.evaluation.eval_batch_size or run.train.batch_size
+        sampler = StepSampler(len(dataset), size, 1, *ranks, epochs=1)
+    pin = runtime.device.type == "cuda"
+    return StepLoader(dataset, task.collate, sampler, pin_memory=pin)
 
 
 def plan(run: "RunArgs", train: "StepLoader") -> "Plan":
     """When this run evaluates and saves: at epoch ends, and every --save-interval steps."""
     from distill.engine.trainer import Plan
 
-    epoch = train.sampler.steps_per_epoch
-    total = train.sampler.stop_iteration
+    epoch, total = train.sampler.steps_per_epoch, train.sampler.stop_iteration
     assert total is not None, "neither epochs nor iterations"
     return Plan(
         total=total,

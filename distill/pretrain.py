@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from config import RunArgs
     from data_utils.build import Loaders
-    from distill.engine.trainer import Trainer
+    from data_utils.tokenization import Tokenizer
+    from distill.engine.launch import Runtime
+    from distill.engine.trainer import Plan, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,32 +31,40 @@ def pretrain(argv: Sequence[str]) -> None:
 
     run = parse_args(argv, program="pretrain", methods=method_args())
 
-    import mpu
-    from data_utils.build import build_pretrain_loaders, build_tokenizer
-    from distill.engine.build import (
-        build_module,
-        first_iteration,
-        resume,
-        with_vocabulary,
-        write_summary,
-    )
-    from distill.engine.checkpoint import Checkpoints, check_sources
-    from distill.engine.launch import launch
-    from distill.engine.run_dir import check_run_dir, open_run_dir
+    from distill.engine.build import build_module, open_run, start, write_summary
+    from distill.engine.evaluate import evaluate
     from distill.engine.summary import Summary
-    from distill.engine.trainer import Plan, Trainer
+    from distill.engine.trainer import Trainer
     from distill.engine.wrap import wrap
     from distill.step import DistillStep
     from distill.teacher import build_teachers
     from tasks.block_lm import BlockLM
 
-    check_run_dir(run)
-    runtime = launch(run)
-    tokenizer = build_tokenizer(run.tokenizer, run.blocks)
-    run = with_vocabulary(run, tokenizer)
-    check_sources(run, tokenizer.fingerprint)
+    run, runtime, tokenizer = start(run)
+    loaders = load_data(run, runtime, tokenizer)
+    task = BlockLM()
+    teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
+    engine = wrap(build_module(run, task.head), run, runtime)
+    checkpoints, state = open_run(run, runtime, engine, tokenizer)
+    step = DistillStep(task, engine, teachers, run, state)
+    trainer = Trainer(
+        *(engine, step, loaders.train, plan(run, loaders), state, run, runtime),
+        checkpoints=checkpoints,
+        summary=Summary(run, runtime, start=state.iteration),
+        evaluate=lambda: evaluate(engine, task, loaders.valid, split="val").metrics,
+    )
+    trainer.fit()
+    write_summary(argv, trainer, final_scores(trainer, loaders))
+
+
+def load_data(run: "RunArgs", runtime: "Runtime", tokenizer: "Tokenizer") -> "Loaders":
+    """The loaders of this process; the first of each machine builds what is not cached."""
+    import mpu
+    from data_utils.build import build_pretrain_loaders
+    from distill.engine.build import first_iteration
+
     with runtime.local_main_first():
-        loaders = build_pretrain_loaders(
+        return build_pretrain_loaders(
             run.data,
             run.blocks,
             run.train,
@@ -64,53 +75,32 @@ def pretrain(argv: Sequence[str]) -> None:
             evaluation=run.evaluation,
             pin_memory=runtime.device.type == "cuda",
         )
-    task = BlockLM()
-    teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
-    engine = wrap(build_module(run, task.head), run, runtime)
-    open_run_dir(run, runtime)
-    checkpoints = Checkpoints(run, runtime, tokenizer.fingerprint)
-    checkpoints.write_config()
-    state = resume(run, engine, checkpoints)
-    trainer = Trainer(
-        engine,
-        DistillStep(task, engine, teachers, run, state),
-        loaders.train,
-        Plan(
-            total=run.train.train_iters,
-            log_every=run.train.log_interval,
-            eval_every=run.evaluation.eval_interval,
-            save_every=(run.checkpoint.save_interval,),
-            save_hours=run.checkpoint.save_interval_time,
-        ),
-        state,
-        run,
-        runtime,
-        checkpoints=checkpoints,
-        summary=Summary(run, runtime, start=state.iteration),
-        evaluate=validation(engine, task, loaders),
+
+
+def plan(run: "RunArgs", loaders: "Loaders") -> "Plan":
+    """When this run logs, evaluates and saves."""
+    from distill.engine.trainer import Plan
+
+    return Plan(
+        total=run.train.train_iters,
+        log_every=run.train.log_interval,
+        eval_every=None if loaders.valid is None else run.evaluation.eval_interval,
+        save_every=(run.checkpoint.save_interval,),
+        save_hours=run.checkpoint.save_interval_time,
     )
-    trainer.fit()
-    write_summary(argv, run, runtime, engine, state, final_scores(trainer, task, loaders))
-    trainer.summary.close()
 
 
-def validation(engine: Any, task: Any, loaders: "Loaders") -> Any:
-    """A function that scores the validation batches; None without any."""
-    from distill.engine.evaluate import evaluate
-
-    if loaders.valid is None:
-        return None
-    return lambda: evaluate(engine, task, loaders.valid, split="val").metrics
-
-
-def final_scores(trainer: "Trainer", task: Any, loaders: "Loaders") -> dict[str, Any]:
+def final_scores(trainer: "Trainer", loaders: "Loaders") -> dict[str, Any]:
     """Loss and perplexity of the trained model on validation and test."""
     from distill.engine.evaluate import evaluate
 
-    if loaders.valid is not None and trainer.scored_at != trainer.state.iteration:
-        trainer.evaluate()
-    found = {"val": trainer.scores}
+    found = {}
+    if loaders.valid is not None:
+        if trainer.scored_at != trainer.state.iteration:
+            trainer.evaluate()
+        found["val"] = trainer.scores
     if loaders.test is not None:
+        task = trainer.step.task
         found["test"] = evaluate(trainer.engine, task, loaders.test, split="test").metrics
     return found
 

@@ -1,4 +1,4 @@
-"""What the two programs share: vocabulary, model, resuming, the summary of a finished run."""
+"""What the two programs share: start, vocabulary, model, resuming, the summary at the end."""
 
 import dataclasses
 import logging
@@ -14,12 +14,20 @@ from torch import nn
 
 import mpu
 from config import ConfigError, RunArgs
+from data_utils.build import build_tokenizer
 from data_utils.tokenization import Tokenizer
 from distill.context import TrainState
 from distill.engine import files
-from distill.engine.checkpoint import Checkpoints, load_weights, resolve
-from distill.engine.launch import Runtime
-from distill.engine.run_dir import SUMMARY
+from distill.engine.checkpoint import (
+    Checkpoints,
+    check_sources,
+    load_weights,
+    resolve,
+    tag_folder,
+)
+from distill.engine.launch import Runtime, launch
+from distill.engine.run_dir import SUMMARY, check_run_dir, open_run_dir
+from distill.engine.trainer import Trainer
 from distill.engine.wrap import Engine
 from distill.student import build_student
 from model.build import HeadSpec, add_head, build_model
@@ -39,6 +47,15 @@ def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
             f"vocabulary of {size}; give --make-vocab-size-divisible-by a multiple of it"
         )
     return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size))
+
+
+def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
+    """Processes, tokenizer and the run with its vocabulary, after every check that is cheap."""
+    check_run_dir(run)
+    runtime = launch(run)
+    tokenizer = build_tokenizer(run.tokenizer, run.blocks)
+    check_sources(run, tokenizer.fingerprint)
+    return with_vocabulary(run, tokenizer), runtime, tokenizer
 
 
 def build_module(run: RunArgs, head: HeadSpec) -> nn.Module:
@@ -64,40 +81,38 @@ def first_iteration(run: RunArgs) -> int:
     return int(tag)
 
 
-def resume(run: RunArgs, engine: Engine, checkpoints: Checkpoints) -> TrainState:
-    """The train state: new, or with weights and optimizer that of --load."""
+def open_run(
+    run: RunArgs, runtime: Runtime, engine: Engine, tokenizer: Tokenizer
+) -> tuple[Checkpoints, TrainState]:
+    """The run's folder, and the state: new, or with weights and optimizer that of --load."""
+    open_run_dir(run, runtime)
+    checkpoints = Checkpoints(run, runtime, tokenizer.fingerprint)
+    checkpoints.write_config()
     state = TrainState()
     if run.checkpoint.load is not None:
         state.load_state_dict(checkpoints.resume(engine, run.checkpoint.load))
-    return state
+    return checkpoints, state
 
 
-def write_summary(
-    argv: Sequence[str],
-    run: RunArgs,
-    runtime: Runtime,
-    engine: Engine,
-    state: TrainState,
-    results: dict[str, Any],
-) -> None:
+def write_summary(argv: Sequence[str], trainer: Trainer, results: dict[str, Any]) -> None:
     """One line to the log and summary.json into the run's folder."""
-    parameters = count_parameters(engine.module)
+    run, runtime, state = trainer.run, trainer.runtime, trainer.state
     rate = state.tokens / state.seconds if state.seconds else 0.0
     content = {
         "program": run.program,
         "experiment": run.train.experiment_name,
         "command": shlex.join(["python", f"distill/{run.program}.py", *argv]),
         "processes": runtime.world_size,
-        "engine": engine.kind,
+        "engine": trainer.engine.kind,
         "iterations": state.iteration,
         "train_seconds": state.seconds,
         "samples": state.samples,
         "tokens": state.tokens,
         "tokens_per_second": rate,
         "skipped_steps": state.skipped_steps,
-        "parameters": parameters,
+        "parameters": count_parameters(trainer.engine.module),
         "peak_memory_bytes": peak_memory(runtime.device),
-        "weights": str(_weights(runtime.run_dir)) if runtime.run_dir else None,
+        "weights": _weights(runtime.run_dir),
         **results,
     }
     if runtime.is_main and runtime.run_dir is not None:
@@ -107,14 +122,15 @@ def write_summary(
         *(state.iteration, state.seconds, state.tokens, rate, state.skipped_steps),
         f"; {runtime.run_dir}" if runtime.run_dir else "",
     )
+    trainer.summary.close()
 
 
-def _weights(run_dir: Path) -> Path | None:
+def _weights(run_dir: Path | None) -> str | None:
+    """The folder of the run's weights, if it kept any."""
     try:
-        folder, tag = resolve(run_dir, prefer_best=True)
+        return None if run_dir is None else str(tag_folder(run_dir, prefer_best=True))
     except FileNotFoundError:
         return None
-    return folder / tag
 
 
 def count_parameters(module: nn.Module) -> int:

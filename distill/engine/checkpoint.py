@@ -13,6 +13,7 @@ the tracker is written last.
 
 import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
@@ -236,6 +237,10 @@ class Checkpoints:
         if self.folder is not None and not (self.folder / TRACKER).is_file():
             self._track(TRACKER, tag)  # so that any tool finds the weights
 
+    def has_best(self) -> bool:
+        """Whether `load_best` would find something."""
+        return self.writes and files.existing_folder(self.folder / BEST) is not None
+
     def load_best(self, engine: Engine) -> None:
         """The best weights back into the module, for the last evaluation."""
         assert self.folder is not None, "nothing was saved"
@@ -245,7 +250,9 @@ class Checkpoints:
         """Engine and train state exactly as they were saved; returns the state's values."""
         folder = tag_folder(path, what="--load")
         _check_shards(folder, "--load")
-        self._check_resumable(folder, read_config(folder) or {}, engine)
+        saved = read_config(folder) or {}
+        self._check_resumable(folder, saved, engine)
+        self._tell_global_batch(saved)
         client = engine.load(folder)
         state = client.get("train_state")
         if state is None:
@@ -268,6 +275,22 @@ class Checkpoints:
             raise ValueError(
                 f"--load={folder}: ZeRO's optimizer is cut for {ranks} data-parallel processes, "
                 f"this run has {here}; start {ranks}, {hint}"
+            )
+
+    def _tell_global_batch(self, saved: dict[str, Any]) -> None:
+        """Where an iteration has other samples than before, the order of the data is another."""
+
+        def size(config: dict[str, Any]) -> int | None:
+            train, ranks = config.get("train", {}), config.get("data_parallel_size")
+            parts = (train.get("batch_size"), train.get("gradient_accumulation_steps"), ranks)
+            return None if None in parts else math.prod(parts)
+
+        before, now = size(saved), size(self._config)
+        if before not in (None, now):
+            log.warning(
+                "--load: a global batch had %d samples, now it has %d; the data goes on as if "
+                "it had always been so",
+                *(before, now),
             )
 
     def _write(self, tag: str, engine: Engine, state: dict[str, Any], *, resumable: bool) -> None:

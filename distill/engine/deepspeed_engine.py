@@ -86,6 +86,7 @@ class DeepSpeedEngine(Engine):
         self._engine.backward(loss if loss.requires_grad else reach_all(loss, self._trainable))
 
     def step(self, lr: float) -> StepResult:
+        """DeepSpeed's step; not taken where it would go wrong on what is not finite."""
         set_lr(self._engine.basic_optimizer, lr)
         norm = mpu.grad_norm(self._trainable) if self._check_finite else None
         if norm is not None and not bool(torch.isfinite(norm)):
@@ -110,6 +111,7 @@ class DeepSpeedEngine(Engine):
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
+        """DeepSpeed's own files, read by `SafeCheckpointEngine`."""
         path, client = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if path is None:
             raise FileNotFoundError(f"{folder}: holds no checkpoint of DeepSpeed")

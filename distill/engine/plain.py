@@ -69,6 +69,7 @@ class PlainEngine(Engine):
         loss.backward()
 
     def step(self, lr: float) -> StepResult:
+        """Clip and update on the device; whether it was applied is known there, not here."""
         for p in self.parameters:  # as in DeepSpeed: what had no part in the loss has gradient 0
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -98,6 +99,7 @@ class PlainEngine(Engine):
             torch._foreach_mul_([p.grad for p in self.parameters], factor)
 
     def save(self, folder: Path, client: dict[str, Any]) -> None:
+        """One file of weights and one of the optimizer for each model-parallel rank."""
         if mpu.get_data_parallel_rank() != 0:
             return
         rank = mpu.get_model_parallel_rank()
@@ -107,6 +109,7 @@ class PlainEngine(Engine):
         files.write_tensors(folder / OPTIMIZER_FILE.format(rank), content)
 
     def load(self, folder: Path) -> dict[str, Any]:
+        """Everything must be there and fit: this is the run that `save` saw."""
         rank = mpu.get_model_parallel_rank()
         client = files.read_tensors(folder / MODEL_FILE.format(rank))
         self.module.load_state_dict(client.pop("module"))

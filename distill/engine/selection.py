@@ -46,6 +46,9 @@ class Selection:
         self.metric = run.finetuning.validation_metric or task.metric_names[0]
         self.history: list[dict[str, Any]] = self._earlier()
         self._best_weights: dict[str, Tensor] | None = None  # kept here if nothing is saved
+        if state.best is not None and not checkpoints.has_best():
+            log.info("the best weights so far are elsewhere; the choice starts anew")
+            state.best = state.best_epoch = None
 
     def evaluate(self) -> dict[str, float]:
         """Scores on validation after the present step; keeps the weights if they are the best."""

@@ -47,7 +47,9 @@ class Meter:
         self.samples += int(batch.weight.sum())
         self.tokens += count_tokens(batch)
         for name, value in ((LOSS, loss), *terms.items()):
-            value = torch.as_tensor(value, device=self.device).detach().double()
+            if not isinstance(value, Tensor):
+                value = torch.full((), value, device=self.device)
+            value = value.detach().double()
             finite = torch.isfinite(value)
             pair = torch.stack([torch.where(finite, value, 0.0), finite.double()])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair

@@ -217,6 +217,20 @@ def test_a_new_process_resumes_bit_for_bit(world, zero):
     assert all(states[0][key].equal(states[1][key]) for key in states[0])
 
 
+def test_finetuning_resumes_bit_for_bit(world):
+    """The second epoch after a new start is the second epoch."""
+    flags = [*w.finetuning(world), "--epochs=2", f"--load-pretrained={world / 'runs' / 'teacher'}"]
+    flags = [f for f in flags if not f.startswith("--num-layers")]  # the checkpoint knows them
+    w.succeeded(w.python("finetune", *flags, "--experiment-name=ft"))
+    again = [*flags, "--experiment-name=ft-again", f"--load={world / 'runs' / 'ft' / '10'}"]
+    w.succeeded(w.python("finetune", *again))
+    expected, actual = losses(world, "ft"), losses(world, "ft-again")
+    assert actual == {k: v for k, v in expected.items() if k > 10}
+    files = [world / "runs" / n / "20" / "mp_rank_00_model_states.pt" for n in ("ft", "ft-again")]
+    whole, rest = (read_tensors(file)["module"] for file in files)
+    assert all(whole[key].equal(rest[key]) for key in whole)
+
+
 @pytest.mark.parametrize("program", ["pretrain", "finetune"])
 def test_help_is_quick(program):
     """CPU seconds, which hardly depend on what else the machine does."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORDS = (
+WORDS = (  # noqa: SIM905 - readable
     "the a man woman dog cat sun rain house road river tree ran fell rose broke opened closed saw "
     "took left was is not and because so of on in it his her red old new cold hot big small never "
     "always quickly again home yes no what cause effect"

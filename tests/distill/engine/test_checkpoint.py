@@ -245,6 +245,16 @@ def test_resuming_gives_the_state_back(tmp_path, engine):
     assert small.same(small.snapshot(engine), small.snapshot(other))
 
 
+def test_another_global_batch_is_told(tmp_path, engine, caplog):
+    checkpoints, run = saver(tmp_path)
+    checkpoints.save(engine, state())
+    checkpoints.resume(engine, tmp_path / "run")
+    assert "global batch" not in caplog.text
+    other = dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=6))
+    Checkpoints(other, checkpoints.runtime, "abc").resume(engine, tmp_path / "run")
+    assert "a global batch had 1 samples, now it has 6" in caplog.text
+
+
 def test_the_tracker_is_written_last(tmp_path, engine, monkeypatch):
     """A crash at any moment of a save leaves the checkpoint before it in place."""
     checkpoints, run = saver(tmp_path)

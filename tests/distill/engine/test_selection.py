@@ -130,6 +130,29 @@ def test_a_test_split_without_labels_gets_predictions_only(make, tmp_path):
     assert (tmp_path / "run" / "predictions-test.jsonl").is_file()
 
 
+def test_a_run_resumed_elsewhere_chooses_anew(make, tmp_path):
+    """Its best weights lie in the other run's folder."""
+    selection, epochs, engine, task = make([50.0, 40.0])
+    selection.state.best, selection.state.best_epoch = 90.0, 1
+    parts = (engine, task, selection.loaders, selection.state, selection.run, selection.runtime)
+    Selection(*parts, selection.checkpoints)
+    assert selection.state.best is None
+    assert epochs()["val"]["accuracy"] == 50.0
+
+
+def test_a_resumed_run_keeps_its_history_and_its_best(make, tmp_path):
+    selection, epochs, engine, task = make([50.0, 70.0, 60.0])
+    for step in range(2):
+        with torch.no_grad():
+            engine.module.last.bias.fill_(float(step))
+        selection.state.iteration, selection.state.epoch = 10 * (step + 1), step + 1
+        selection.evaluate()
+    parts = (engine, task, selection.loaders, selection.state, selection.run, selection.runtime)
+    resumed = Selection(*parts, selection.checkpoints)
+    assert resumed.state.best == 70.0
+    assert [row["iteration"] for row in resumed.history] == [10, 20]
+
+
 def test_zero_epochs_only_evaluate(make, tmp_path):
     selection, _, engine, task = make([42.0])
     with torch.no_grad():
