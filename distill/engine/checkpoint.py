@@ -149,8 +149,8 @@ def _check_shards(folder: Path, what: str) -> None:
     if shards != size:
         raise ValueError(
             f"{what}={folder}: has {shards} model-parallel shards, this run has "
-            f"--model-parallel-size={size}; `python change_mp.py {folder.parent} {size}` writes "
-            "a copy that fits"
+            f"--model-parallel-size={size}; use --model-parallel-size={shards} and as many processes, "
+            "or a checkpoint with as many shards"
         )
 
 

@@ -211,7 +211,7 @@ def test_other_number_of_shards(pretrain, world):
     folder = world / "two" / "1"
     shutil.copytree(world / "runs" / "base" / "1", folder)
     files.write_tensors(folder / "mp_rank_01_model_states.pt", {"module": {"w": torch.ones(1)}})
-    assert "change_mp.py" in pretrain(f"--load-pretrained={folder}")
+    assert "--model-parallel-size=2" in pretrain(f"--load-pretrained={folder}")
 
 
 def test_resuming_weights_only(pretrain, world):
