@@ -59,7 +59,7 @@ def build_run(options: argparse.Namespace, kind: str, vocabulary: Path) -> RunAr
         f"--max-position-embeddings={o.length}", f"--num-layers={o.layers}",
         f"--hidden-size={o.hidden}", f"--num-attention-heads={o.heads}",
         f"--batch-size={o.batch}", "--train-iters=1000000", "--lr=1e-4", "--num-workers=0",
-        "--lr-decay-style=constant", f"--attention-dropout={o.dropout}",
+        "--lr-decay-style=constant", "--warmup=0", f"--attention-dropout={o.dropout}",
         f"--hidden-dropout={o.dropout}", f"--tokenizer-path={vocabulary}",
         f"--cache-dir={vocabulary.parent}", *KINDS[kind],
     ]  # fmt: skip

@@ -23,12 +23,12 @@ class Sizes:
     student_layers: int = 2
     seq_length: int = 64  # tokens
     batch: int = 32  # samples
-    teacher_steps: int = 1500
-    student_steps: int = 1000
+    teacher_steps: int = 1200
+    student_steps: int = 400
     lr: float = 2e-3
     epochs: int = 5
     ft_batch: int = 16  # samples
-    ft_lr: float = 3e-4
+    ft_lr: float = 2e-4
     stage_1_epochs: int = 3
     seeds: tuple[int, ...] = (1, 2, 3)
 

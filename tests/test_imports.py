@@ -148,3 +148,11 @@ def test_every_module_imports_without_the_heavy_libraries():
 def test_config_loads_without_torch():
     done = run_python("import sys, config; sys.exit('torch' in sys.modules)")
     assert done.returncode == 0, done.stderr
+
+
+def test_scripts_are_imported_without_running():
+    names = [".".join(path.with_suffix("").parts) for path in sources("scripts")]
+    done = run_python(
+        f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)"
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
