@@ -1,16 +1,14 @@
 """Checks between groups of flags: everything wrong with a command line, in one ConfigError."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from config.compat import Compat
 from config.data import TOKENIZERS_BUILT, parse_split
-from config.distill import DistillArgs, TeacherArgs
+from config.deepspeed import setting_of
 from config.errors import ConfigError
-from config.group import ArgGroup
 from config.model import cut_sizes, shape_problems
-from config.notes import warn
-from config.tasks import FinetuneArgs
 
 if TYPE_CHECKING:
     from config.run import RunArgs
@@ -45,7 +43,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "epochs": AT_LEAST_ZERO,
         "train_iters": AT_LEAST_ZERO,
         "clip_grad": AT_LEAST_ZERO,
-        "seed": AT_LEAST_ZERO,
+        "seed": (lambda x: 0 <= x < 2**63, "must be in [0, 2^63)"),
         "log_interval": AT_LEAST_ONE,
         "max_bad_steps": AT_LEAST_ONE,
     },
@@ -86,8 +84,24 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 def check_run(run: "RunArgs") -> list[str]:
     """Every problem that flags alone show: `--flag=value: what is wrong; what would be right`."""
-    checks = (_ranges, _shapes, _length, _data, _precision, _processes, _distillation)
+    checks = (_finite, _ranges, _shapes, _length, _data, _precision, _processes, _distillation)
     return [problem for check in checks for problem in check(run)]
+
+
+def _finite(run: "RunArgs") -> Iterator[str]:
+    """Numbers that are infinite or NaN, from flags and from DeepSpeed's JSON."""
+    groups = {key: getattr(run, key) for key in RANGES} | {"method": run.method}
+    groups |= {f"teacher {number}": group for number, group in enumerate(run.teachers)}
+    for key, group in groups.items():
+        for spelling, field in group.flags().items():
+            value = getattr(group, field.name)
+            if _is_infinite(value):
+                file = setting_of(run, key, field.name)
+                yield f"{file or spelling}={value}: must be a finite number"
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _ranges(run: "RunArgs") -> Iterator[str]:
@@ -96,8 +110,9 @@ def _ranges(run: "RunArgs") -> Iterator[str]:
         spelling = {f.name: name for name, f in group.flags().items()}
         for name, (holds, right) in fields.items():
             value = getattr(group, name)
-            if value is not None and not holds(value):
-                yield f"{spelling[name]}={value}: {right}"
+            if value is not None and not _is_infinite(value) and not holds(value):
+                file = setting_of(run, key, name)
+                yield f"{file or spelling[name]}={value}: {right}"
 
 
 def _shapes(run: "RunArgs") -> Iterator[str]:
@@ -123,6 +138,13 @@ def _length(run: "RunArgs") -> Iterator[str]:
             f"--seq-length={run.data.seq_length}: is longer than "
             f"--max-position-embeddings={longest}; source tokens have a position each"
         )
+    for teacher in run.teachers:
+        if run.data.seq_length > teacher.max_position_embeddings:
+            yield (
+                f"--seq-length={run.data.seq_length}: is longer than the teacher's "
+                f"--teacher_max_position_embeddings={teacher.max_position_embeddings}; "
+                "it has learned nothing about later positions"
+            )
     if run.program == "pretrain" and run.train.train_iters == 0:
         yield "--train-iters=0: nothing to train; give the number of optimizer steps"
     if run.program == "finetune" and run.train.epochs is None and run.train.train_iters == 0:
@@ -192,11 +214,23 @@ def _distillation(run: "RunArgs") -> Iterator[str]:
                 "--teacher_load_pretrained: missing; give the teacher's checkpoint, "
                 "or --teacher_random_para for random weights"
             )
-    stage = "pt" if run.program == "pretrain" else "ft"
-    switches = [f"distill_{stage}_{kind}" for kind in ("soft", "hard")]
-    names = [*switches, "distill_logits_parallel"]
-    if run.distill.student_model == "kd" and not any(getattr(run.distill, n) for n in names):
-        yield f"--student_model=kd: no loss is on; add {' or '.join('--' + s for s in switches)}"
+    if run.distill.student_model == "kd" and not _kd_losses(run):
+        stage = "pt" if run.program == "pretrain" else "ft"
+        yield (
+            f"--student_model=kd: no loss is on; add --distill_{stage}_soft or "
+            f"--distill_{stage}_hard, at a rate above 0 (--distill_soft_rate, --distill_hard_rate)"
+        )
+
+
+def _kd_losses(run: "RunArgs") -> bool:
+    """Whether any loss of --student_model=kd is on, and weighs something."""
+    args = run.distill
+    if run.program == "pretrain":
+        soft, hard = args.distill_pt_soft, args.distill_pt_hard
+    else:
+        soft, hard = args.distill_ft_soft, args.distill_ft_hard
+    weighed = (soft and args.distill_soft_rate != 0) or (hard and args.distill_hard_rate != 0)
+    return weighed or args.distill_logits_parallel
 
 
 def check_hardware(run: "RunArgs", *, cuda: bool, world_size: int) -> None:
@@ -225,7 +259,6 @@ def _without_gpu(run: "RunArgs") -> Iterator[str]:
 
 def _model_parallel(run: "RunArgs", world_size: int) -> Iterator[str]:
     size = run.parallel.model_parallel_size
-    multiple = run.model.make_vocab_size_divisible_by
     for group in (run.model, *run.teachers):
         spelling = {f.name: name for name, f in group.flags().items()}
         for name in cut_sizes(group):
@@ -234,124 +267,8 @@ def _model_parallel(run: "RunArgs", world_size: int) -> Iterator[str]:
                     f"--model-parallel-size={size}: does not divide "
                     f"{spelling[name]}={getattr(group, name)}"
                 )
-    if multiple % size:
-        yield (
-            f"--model-parallel-size={size}: does not divide the padded vocabulary; give "
-            f"--make-vocab-size-divisible-by={multiple * size} (now {multiple})"
-        )
     if world_size % size:
         yield (
             f"--model-parallel-size={size}: does not divide the {world_size} process(es); "
             "start a multiple of it"
         )
-
-
-#: Flags -> (when they have no effect, why).
-IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
-    (("--vocab-size",), lambda run: True, "on a run with a tokenizer, which decides"),
-    (
-        ("--zero_stage", "--cpu_offload", "--args_to_ds_config"),
-        lambda run: not run.parallel.deepspeed,
-        "without --deepspeed",
-    ),
-    (
-        ("--loss-scale",),
-        lambda run: not run.precision.fp16,
-        "without --fp16",
-    ),
-    (
-        ("--checkpoint-num-layers",),
-        lambda run: not run.model.checkpoint_activations,
-        "without --checkpoint-activations",
-    ),
-    (
-        ("--ib_hidden_size", "--ib_ffn_num"),
-        lambda run: not run.model.inverted_bottleneck_mode,
-        "without --inverted_bottleneck_mode",
-    ),
-    (
-        ("--teacher_ib_hidden_size", "--teacher_ib_ffn_num"),
-        lambda run: not any(t.inverted_bottleneck_mode for t in run.teachers),
-        "without --teacher_inverted_bottleneck_mode",
-    ),
-    (
-        ("--lr-decay-ratio",),
-        lambda run: run.optim.lr_decay_style == "constant",
-        "with --lr-decay-style=constant",
-    ),
-    (
-        ("--multi-token", "--length-penalty", "--adapet", "--fast-decode", "--pattern-id"),
-        lambda run: run.program == "finetune" and not run.finetuning.cloze_eval,
-        "without --cloze-eval",
-    ),
-    (
-        ("--pool-token",),
-        lambda run: run.program == "finetune" and run.finetuning.cloze_eval,
-        "with --cloze-eval",
-    ),
-    (
-        ("--epochs",),
-        lambda run: run.program == "pretrain",
-        "on pretraining, whose length is --train-iters",
-    ),
-    (
-        ("--train-iters",),
-        lambda run: run.program == "finetune" and run.train.epochs is not None,
-        "with --epochs",
-    ),
-    (
-        ("--eval-epoch", "--save-epoch", "--ft_final_save"),
-        lambda run: run.program == "pretrain",
-        "on pretraining",
-    ),
-    (
-        ("--train-data", "--valid-data", "--test-data", "--split", "--bert-prob")
-        + ("--single-span-prob", "--avg-block-length", "--no-shuffle-block"),
-        lambda run: run.program == "finetune",
-        "on fine-tuning",
-    ),
-    (
-        tuple("--distill_ft_" + kind for kind in ("soft", "hard", "soft_kl", "soft_mse")),
-        lambda run: run.program == "pretrain",
-        "on pretraining",
-    ),
-    (
-        tuple("--distill_pt_" + kind for kind in ("soft", "hard", "soft_ce", "soft_mse")),
-        lambda run: run.program == "finetune",
-        "on fine-tuning",
-    ),
-    (
-        ("--distill_logit_mask_pad", "--distill_logit_mse"),
-        lambda run: not run.distill.distill_logits_parallel,
-        "without --distill_logits_parallel",
-    ),
-    (
-        tuple(f for f in FinetuneArgs.flags() if f not in ("--finetune", "--fast-decode")),
-        lambda run: run.program == "pretrain",
-        "on pretraining",
-    ),
-    (
-        tuple(f for f in DistillArgs.flags() if f not in ("--student_model", "--compat"))
-        + tuple(TeacherArgs.flags()),
-        lambda run: run.distill.student_model is None,
-        "without --student_model",
-    ),
-)
-
-
-def warn_unused(run: "RunArgs", methods: Mapping[str, type[ArgGroup]]) -> None:
-    """One warning for each flag that was given and does nothing in this run."""
-    told = set()
-    for flags, idle, why in IDLE:
-        for flag in flags:
-            if flag in run.flags and flag not in told and idle(run):
-                told.add(flag)
-                warn(f"{flag}: has no effect {why}")
-    for flag in _of_other_methods(run, methods.values()):
-        warn(f"{flag}: has no effect with --student_model={run.distill.student_model}")
-
-
-def _of_other_methods(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> list[str]:
-    own = type(run.method).flags()
-    others = dict.fromkeys(flag for group in groups for flag in group.flags())
-    return [flag for flag in others if flag in run.flags and flag not in own]

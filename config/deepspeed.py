@@ -2,18 +2,22 @@
 
 By default the JSON wins, as in the seed, and a flag that was given and says something else is told
 so. With --args_to_ds_config the flags that were given win, and --fp16/--bf16 always count. A value
-that the JSON leaves out, or spells "auto", comes from the command line.
+that the JSON leaves out, or spells "auto", comes from the command line; but a JSON without
+gradient_accumulation_steps means 1, as for DeepSpeed.
 """
 
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config.errors import ConfigError
 from config.notes import warn
 from config.parser import read_json
+
+if TYPE_CHECKING:
+    from config.run import RunArgs
 
 FLAG = "--deepspeed_config"
 AUTO = "auto"
@@ -24,6 +28,9 @@ _PRESET_FOLDERS["config_tasks"] = _PRESET_FOLDERS["config/tasks"]
 
 #: Parameters of the optimizer block beside those of OptimizerArgs, and the value they must have.
 _FIXED_PARAMS = {"adam_w_mode": True, "bias_correction": True, "amsgrad": False}
+
+#: (block, key) of DeepSpeed's own checks of gradients: a NaN update would be applied without them.
+_NAN_CHECKS = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Setting:
     flag: str
     kind: type
     least: float = 0.0
-    absent: Any = None  # value of a JSON without the key; None: the command line's
+    absent: Any = None  # value of a JSON without its block; None: the command line's
 
 
 SETTINGS = (
@@ -86,6 +93,16 @@ def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, An
     return changed | {"deepspeed": _complete(content, changed)}
 
 
+def setting_of(run: "RunArgs", group: str, field: str) -> str | None:
+    """`--deepspeed_config=FILE: block.key` if this effective value comes from the JSON."""
+    for setting in SETTINGS if run.deepspeed is not None else ():
+        if (setting.group, setting.field) == (group, field):
+            given = setting.flag in run.flags
+            if not given or run.flags[setting.flag] != getattr(getattr(run, group), field):
+                return f"{FLAG}={run.parallel.deepspeed_config}: {'.'.join(setting.key)}"
+    return None
+
+
 def _read(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.exists() and path.parent.as_posix() in _PRESET_FOLDERS:
@@ -124,6 +141,9 @@ def _check_shape(content: Mapping[str, Any], file: str) -> None:
     ):
         if key in content:
             warn(f"{where}: {key} has no effect; {reason}")
+    for key in _NAN_CHECKS:
+        if _get(content, key) is False:
+            warn(f"{where}: {'.'.join(key)}=False has no effect; updates with NaN are skipped")
 
 
 def _bad_values(content: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -171,7 +191,10 @@ def _settings(
     for setting in SETTINGS:
         asked = getattr(values[setting.group], setting.field)
         found = _get(content, setting.key)
-        found = setting.absent if found is None else setting.kind(found)
+        if found is not None:
+            found = setting.kind(found)
+        elif setting.key[0] not in content:
+            found = setting.absent
         given = setting.flag in flags
         flag_wins = found is None or (given and values["parallel"].args_to_ds_config)
         if setting.field == "loss_scale" and found == 0:
@@ -258,20 +281,24 @@ def _complete(content: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str
 def _fp16(content: Mapping[str, Any], precision: Any) -> dict[str, Any]:
     if not precision.fp16:
         return {"enabled": False}
-    block = {k: v for k, v in content.get("fp16", {}).items() if v != AUTO}
-    return block | {"enabled": True, "loss_scale": precision.loss_scale or 0}
+    return _block(content, "fp16") | {"enabled": True, "loss_scale": precision.loss_scale or 0}
 
 
 def _bf16(content: Mapping[str, Any], precision: Any) -> dict[str, Any]:
     if not precision.bf16:
         return {"enabled": False}
-    block = {k: v for k, v in content.get("bf16", {}).items() if v != AUTO}
-    return block | {"enabled": True}
+    return _block(content, "bf16") | {"enabled": True}
 
 
 def _zero(content: Mapping[str, Any], parallel: Any) -> dict[str, Any]:
-    block = {k: v for k, v in content.get("zero_optimization", {}).items() if v != AUTO}
+    block = _block(content, "zero_optimization")
     block.pop("cpu_offload", None)  # the old spelling
     if parallel.cpu_offload:
         block.setdefault("offload_optimizer", {"device": "cpu"})
     return block | {"stage": parallel.zero_stage}
+
+
+def _block(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A block of the JSON without "auto", and with the checks that it may not switch off."""
+    block = {k: v for k, v in content.get(name, {}).items() if v != AUTO}
+    return block | {key: True for where, key in _NAN_CHECKS if where == name and key in block}

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field
 from types import UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
@@ -29,6 +29,7 @@ class ArgGroup:
     title: ClassVar[str] = ""
     sep: ClassVar[str] = "_"  # "-" in the groups that GLM took from Megatron: --num-layers
     prefix: ClassVar[str] = ""  # "teacher_": --teacher_num_layers
+    needs: ClassVar[Mapping[str, str]] = {}  # flag -> the flag without which it has no effect
 
     @classmethod
     def flags(cls) -> dict[str, Field]:

@@ -25,7 +25,7 @@ class ModelArgs(ArgGroup):
     mem_length: int = flag(0, "remembered states of earlier segments (tokens)")
     checkpoint_activations: bool = flag(False, "recompute activations in the backward pass")
     checkpoint_num_layers: int = flag(1, "layers in one recomputed chunk")
-    no_block_position: bool = flag(False, "block-LM samples carry no second position row")
+    no_block_position: bool = flag(False, "tokens of a span all have block position 1")
     block_position_encoding: bool = (
         True  # False: one row of positions, tables without the extra row
     )

@@ -15,13 +15,32 @@ ARGS_FILE = "--args_file"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are `ConfigError`."""
+    """A parser whose mistakes are `ConfigError`; those of values are kept until all are known."""
+
+    problems: list[str]
 
     def error(self, message: str) -> NoReturn:
-        """One problem, in the words of the house."""
-        for pattern, words in _WORDS:
-            message = re.sub(pattern, words, message)
-        raise ConfigError(message)
+        """All problems so far and this one, in the words of the house."""
+        raise ConfigError([*self.problems, _in_our_words(message)])
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            self.problems.append(_in_our_words(str(error)))
+            return None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            self.problems.append(_in_our_words(str(error)))
+
+
+def _in_our_words(message: str) -> str:
+    for pattern, words in _WORDS:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 _KINDS = r"argument (\S+): invalid {} value: '(.*)'"
@@ -46,6 +65,7 @@ def build_parser(
         formatter_class=argparse.HelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
+    parser.problems = []
     parser.add_argument(
         ARGS_FILE,
         metavar="FILE",
@@ -67,14 +87,16 @@ _DESCRIPTIONS = {
 
 
 def read_flags(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """The flags that were given. ConfigError for unknown ones, with the nearest known flag."""
+    """The flags that were given. ConfigError for wrong values and unknown flags, all of them."""
     given, unknown = parser.parse_known_args(argv)
     file = vars(given).pop("args_file", None)
     if file is not None:
+        parser.problems.clear()  # found again
         given, unknown = parser.parse_known_args([*_flags_of_file(parser, file), *argv])
         del given.args_file
-    if unknown:
-        raise ConfigError(_unknown(parser, word) for word in unknown)
+    problems = [*parser.problems, *(_unknown(parser, word) for word in unknown)]
+    if problems:
+        raise ConfigError(problems)
     return given
 
 

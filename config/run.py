@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from config.checks import check_hardware as check_hardware
-from config.checks import check_run, warn_unused
+from config.checks import check_run
 from config.compat import Compat
 from config.data import BlockLMArgs, DataArgs, TokenizerArgs
 from config.deepspeed import resolve
 from config.distill import DistillArgs, TeacherArgs
 from config.errors import ConfigError
 from config.group import ArgGroup
+from config.idle import warn_unused
 from config.model import ModelArgs
 from config.not_yet import IGNORED, NOT_YET, SEED_METHODS, refuse_not_yet, warn_ignored
 from config.parser import build_parser, read_flags

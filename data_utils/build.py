@@ -89,15 +89,17 @@ def build_pretrain_loaders(
     start_iteration: int = 0,
     *,
     evaluation: EvalArgs | None = None,
+    block_position: bool = True,
     pin_memory: bool = False,
 ) -> Loaders:
     """Loaders of one data-parallel rank; every model-parallel rank builds the same.
 
+    block_position: False with --no-block-position, where every token of a span has position 1.
     Tokenises what is not in the cache. Raises ConfigError for data that is missing or too little.
     """
     evaluation = evaluation or EvalArgs()
     parts = load_parts(data, tokenizer)
-    corrupt = span_corruption(blocks, tokenizer)
+    corrupt = span_corruption(blocks, tokenizer, block_position=block_position)
 
     def loader(part: int, stream: str, seed: int, sampler: StepSampler) -> StepLoader | None:
         documents, numbers = parts[part]
@@ -140,7 +142,9 @@ def build_pretrain_loaders(
     return Loaders(training, evaluator(1, "valid"), evaluator(2, "test"))
 
 
-def span_corruption(blocks: BlockLMArgs, tokenizer: Tokenizer) -> SpanCorruption:
+def span_corruption(
+    blocks: BlockLMArgs, tokenizer: Tokenizer, *, block_position: bool = True
+) -> SpanCorruption:
     """How samples are corrupted. Raises ConfigError for kinds of samples that do not exist yet."""
     if blocks.bert_prob != 1:
         raise ConfigError(
@@ -151,6 +155,7 @@ def span_corruption(blocks: BlockLMArgs, tokenizer: Tokenizer) -> SpanCorruption
         average=blocks.avg_block_length,
         single_span_prob=blocks.single_span_prob,
         shuffle=not blocks.no_shuffle_block,
+        block_position=block_position,
     )
 
 

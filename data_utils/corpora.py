@@ -48,6 +48,15 @@ def clean_text(text: str) -> str:
     return text
 
 
+def is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell ("\\ud83d") and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # ---- what to read
 
 
@@ -59,6 +68,7 @@ class Corpus:
     files: tuple[Path, ...]
     text_key: str = "text"
     documents: str | None = None  # lines, blocks; None: decided by the file
+    flag: str = "--train-data"  # that named it
 
 
 def read_registry(path: Path = REGISTRY) -> dict[str, dict[str, Any]]:
@@ -114,7 +124,8 @@ def find_corpus(
     for file in files:
         if file.suffix not in SUFFIXES:
             raise ConfigError(f"{flag}={value}: {file} is none of {', '.join(SUFFIXES)}")
-    return Corpus(value, tuple(files), entry.get("text_key", text_key), entry.get("documents"))
+    text_key = entry.get("text_key", text_key)
+    return Corpus(value, tuple(files), text_key, entry.get("documents"), flag)
 
 
 def _files_below(path: Path) -> list[Path]:
@@ -182,9 +193,18 @@ def _read_jsonl(file: Path, text_key: str) -> Iterator[Document]:
             raise ValueError(f"{file}:{number}: not JSON: {e.msg} (column {e.colno})") from None
         text = row.get(text_key) if isinstance(row, dict) else None
         if not isinstance(text, str):
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise ValueError(f"{file}:{number}: no text under {text_key!r} (--text-key); has {has}")
+            raise ValueError(f"{file}:{number}: {_no_text(row, text_key)}")
+        if not is_unicode(text):
+            raise ValueError(f"{file}:{number}: {text_key!r} holds half a surrogate pair (\\ud8..)")
         yield text, size
+
+
+def _no_text(row: Any, text_key: str) -> str:
+    """Why a row of a .jsonl file has no text."""
+    if isinstance(row, dict) and text_key in row:
+        return f"{text_key!r} (--text-key) is {type(row[text_key]).__name__}, not text"
+    has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+    return f"no text under {text_key!r} (--text-key); has {has}"
 
 
 def _read_parquet(file: Path, text_key: str) -> Iterator[Document]:
@@ -308,17 +328,10 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> None:
     total = sum(file.stat().st_size for file in corpus.files)
     temporary = cache.with_suffix(f".{os.getpid()}.tmp")
     documents = tokens = 0
+    title = f"tokenising {corpus.name}"
+    bar = tqdm(total=total, desc=title, unit="B", unit_scale=True, mininterval=1)
     try:
-        with (
-            temporary.open("wb") as file,
-            tqdm(
-                total=total,
-                desc=f"tokenising {corpus.name}",
-                unit="B",
-                unit_scale=True,
-                mininterval=1,
-            ) as bar,
-        ):
+        with bar, temporary.open("wb") as file:
             with pa.ipc.new_stream(file, schema) as writer:
                 for (ids, lengths), size in _tokenise(corpus, tokenizer, total):
                     lengths = lengths[lengths > 0]
@@ -331,7 +344,7 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> None:
             os.fsync(file.fileno())
         if not tokens:
             names = ", ".join(map(str, corpus.files[:3]))
-            raise ValueError(f"corpus {corpus.name}: no text in {names}")
+            raise ValueError(f"{corpus.flag}={corpus.name}: no text in {names}")
         temporary.replace(cache)
     finally:
         temporary.unlink(missing_ok=True)

@@ -19,9 +19,10 @@ class StepSampler:
     shuffle: a new order each epoch, keyed by (seed, epoch). It has no meaning for a stream.
     start_iteration: first iteration to yield. epochs, iterations: where to stop; None: never.
 
-    In epoch mode the samples left for an epoch's last global batch are dealt out evenly. Rows
-    that are missing are fillers: `~index` (negative) of a sample of that batch, to be given
-    weight 0.
+    In epoch mode the samples left for an epoch's last global batch are dealt out evenly, and all
+    its micro-batches are as small as that allows: ceil(samples / (ranks * accumulation)) rows, the
+    same on every rank. Rows that are still missing are fillers: `~index` (negative) of a sample of
+    that batch, to be given weight 0.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class StepSampler:
 
     @property
     def global_batch_size(self) -> int:
-        """Rows of one optimizer step over all ranks, fillers included."""
+        """Samples of one optimizer step over all ranks; an epoch's last one may have fewer."""
         return self.micro_batch * self.accumulation * self.dp_size
 
     @property
@@ -81,13 +82,14 @@ class StepSampler:
         return self._epoch_order(epoch)[step * size : (step + 1) * size].tolist()
 
     def micro_batches(self, iteration: int) -> list[list[int]]:
-        """This rank's rows of an iteration, fillers included: [accumulation][micro_batch]."""
+        """This rank's rows of an iteration and fillers: [accumulation][at most micro_batch]."""
         rows = self.global_batch(iteration)
         parts = self.accumulation * self.dp_size
+        size = -(-len(rows) // parts)
         batches = []
         for step in range(self.accumulation):
             mine = rows[step * self.dp_size + self.dp_rank :: parts]
-            missing = self.micro_batch - len(mine)
+            missing = size - len(mine)
             batches.append(mine + [~rows[i % len(rows)] for i in range(missing)])
         return batches
 

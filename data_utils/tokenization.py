@@ -48,7 +48,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     """
     path = path / "vocab.txt" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such vocabulary file")
+        raise FileNotFoundError(f"{path}: no such vocabulary file (--tokenizer-path)")
     vocabulary: dict[str, int] = {}
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     for number, token in enumerate(line.rstrip("\r") for line in lines):

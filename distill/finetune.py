@@ -73,8 +73,7 @@ def load_data(
     from distill.engine.build import first_iteration
 
     start = first_iteration(run)
-    with runtime.local_main_first():
-        return {split: loader(task, split, run, runtime, start) for split in SPLITS}
+    return {split: loader(task, split, run, runtime, start) for split in SPLITS}
 
 
 def loader(
@@ -118,6 +117,7 @@ def plan(run: "RunArgs", train: "StepLoader") -> "Plan":
         total=total,
         log_every=run.train.log_interval,
         eval_every=run.evaluation.eval_epoch * epoch,
+        eval_at_end=True,  # the last weights compete too, wherever training ends
         save_every=(run.checkpoint.save_interval, run.checkpoint.save_epoch * epoch),
         save_hours=run.checkpoint.save_interval_time,
         save_at_end=False,

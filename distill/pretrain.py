@@ -73,6 +73,7 @@ def load_data(run: "RunArgs", runtime: "Runtime", tokenizer: "Tokenizer") -> "Lo
             mpu.get_data_parallel_world_size(),
             first_iteration(run),
             evaluation=run.evaluation,
+            block_position=not run.model.no_block_position,
             pin_memory=runtime.device.type == "cuda",
         )
 

@@ -5,7 +5,6 @@ same for pretraining and for every task, with and without teachers.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,14 +19,13 @@ from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
 from distill.student import GLMStudent, find_student
 from distill.teacher import Teacher, in_fp32
 from distill.teachers.combine import average
+from model.build import HeadSpec
 from mpu import hook_model
 from mpu.layout import Layout
 from tasks.base import Task, token_mask, weighted
 
 if TYPE_CHECKING:
     from distill.engine.wrap import Engine
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,6 @@ class DistillStep:
         self.teachers = tuple(teachers)
         self.method = find_student(student.module)
         assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
-        if self.method is not None:
-            _check_method(self.method, task, run)
 
     def count(self, micro_batches: Sequence[Batch]) -> Counts:
         """Count the rows of an optimizer step: this rank's micro-batches. One all-reduce.
@@ -149,7 +145,8 @@ class DistillStep:
     def _masks(self, batch: Batch) -> dict[str, Tensor]:
         """The task's row masks; under D6 padded choices stay in."""
         masks = dict(self.task.row_masks(batch))
-        if batch.choice_mask is not None and "D6" in self.run.compat:
+        with_choices = batch.choice_mask is not None and batch.tokens.dim() == 3
+        if with_choices and "D6" in self.run.compat:
             masks["tokens"] = weighted(token_mask(batch.position_ids.flatten(0, 1)), batch.weight)
             if batch.logit_mask is not None:
                 answers = batch.logit_mask.flatten(0, 1).float()
@@ -176,26 +173,30 @@ class DistillStep:
         return rows | {"all": rows["tokens"]}
 
 
-def _check_method(method: GLMStudent, task: Task, run: RunArgs) -> None:
-    """ConfigError for captures that the head cannot give; a warning for a loss of nothing."""
+def check_method(method: GLMStudent, head: HeadSpec, run: RunArgs) -> None:
+    """ConfigError for captures that the head cannot give, and for a method without any loss."""
     name = f"--student_model={run.distill.student_model}"
     hook = merge_hooks(method.get_student_hook(), to_hook(method.base_points()))
-    if task.head.kind == "classification" and "logits_parallel" in hook:
+    if head.kind == "classification" and "logits_parallel" in hook:
         raise ConfigError(
             f"{name}: compares vocabulary logits, which a classification head does not have; "
             "fine-tune with --cloze-eval"
         )
+    if head.kind == "multi_token_fast" and hook:
+        raise ConfigError(
+            f"{name}: compares what is inside the models, which --fast-decode computes for "
+            "contexts and answers apart; leave out --fast-decode"
+        )
     labels = method.soft_labels
-    overrides = {type(method).pre_loss, type(method).inter_loss} != {
-        GLMStudent.pre_loss,
-        GLMStudent.inter_loss,
-    }
+    overrides = (
+        type(method).pre_loss is not GLMStudent.pre_loss
+        or type(method).inter_loss is not GLMStudent.inter_loss
+    )
     if not (hook or overrides or labels.soft or labels.hard):
         stage = labels.stage
-        log.warning(
-            "%s: no loss is asked for, so nothing is learned; see --distill_%s_soft, "
-            "--distill_%s_hard",
-            *(name, stage, stage),
+        raise ConfigError(
+            f"{name}: no loss is on, so nothing would be learned; add --distill_{stage}_soft or "
+            f"--distill_{stage}_hard, with --distill_soft_rate or --distill_hard_rate above 0"
         )
 
 

@@ -23,10 +23,10 @@ class Sizes:
     student_layers: int = 2
     seq_length: int = 64  # tokens
     batch: int = 32  # samples
-    teacher_steps: int = 1200
-    student_steps: int = 400
+    teacher_steps: int = 900
+    student_steps: int = 300
     lr: float = 2e-3
-    epochs: int = 5
+    epochs: int = 4
     ft_batch: int = 16  # samples
     ft_lr: float = 2e-4
     stage_1_epochs: int = 3
@@ -81,6 +81,7 @@ class Plan:
     def _tokenizer(self) -> None:
         command = ["scripts/train_tokenizer.py", "--train-data", *CORPUS, "--text-key=sentence"]
         command += [f"--vocab-size={self.sizes.vocabulary}", f"--output={self.folder('vocab.txt')}"]
+        command += ["--overwrite"]
         self._add("tokenizer", "train a WordPiece vocabulary", command)
 
     def _pretraining(self) -> None:
@@ -117,21 +118,21 @@ class Plan:
         self._add(name, about, command, "tokenizer", *needs)
 
     def _fine_tuning(self) -> list[Row]:
-        s, rows = self.sizes, []
+        s = self.sizes
         kinds = {
             "teacher": "teacher",
             "plain": "student, undistilled",
             "distilled": "student, distilled in pretraining (GLMD)",
         }
-        for start, title in kinds.items():
-            runs = tuple(self._finetune_plainly(start, seed) for seed in s.seeds)
-            rows.append(Row(title, runs, start, self._before(start)))
-        pairs = [self._finetune_glmd(seed) for seed in s.seeds]
+        # The longest chain first: the teacher's runs, then both stages of GLMD.
+        runs = {"teacher": tuple(self._finetune_plainly("teacher", seed) for seed in s.seeds)}
+        first, second = zip(*(self._finetune_glmd(seed) for seed in s.seeds), strict=True)
+        for start in ("plain", "distilled"):
+            runs[start] = tuple(self._finetune_plainly(start, seed) for seed in s.seeds)
+        rows = [Row(title, runs[key], key, self._before(key)) for key, title in kinds.items()]
         title = "student, distilled in pretraining and fine-tuning (GLMD)"
         before = (*self._before("distilled"), self._tuned_teacher)
-        first, second = (tuple(stage) for stage in zip(*pairs, strict=True))
-        rows.append(Row(title, second, "distilled", before, first))
-        return rows
+        return [*rows, Row(title, second, "distilled", before, first)]
 
     @staticmethod
     def _before(start: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ FOLDERS = {
     "model": "layer 2: GLM",
     "tasks": "layer 3: fine-tuning tasks",
     "distill": "layer 4: the toolkit and its programs",
-    "scripts": "started by people; imported by tests only",
+    "scripts": "started by people, `python -m scripts.NAME`; imported by tests only",
 }
 OTHER = {
     "config": ("config_*.json", "tasks/*.json", "corpora.json"),

@@ -5,6 +5,10 @@
 # PYTHON_ENV  its folder, an existing one included (default: .venv in the repository)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${1:-} in
+  -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' scripts/setup_env.sh; exit 0 ;;
+  ?*) echo "scripts/setup_env.sh: unknown argument $1; it takes none but --help" >&2; exit 2 ;;
+esac
 env_dir=${PYTHON_ENV:-.venv}
 
 if ! [ -x "$env_dir/bin/python" ]; then

@@ -2,6 +2,9 @@
 # Lint, format check and tests. `--all` adds what is slow or starts whole programs; the rest goes to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${1:-} in
+  -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' scripts/test.sh; exit 0 ;;
+esac
 bash scripts/setup_env.sh
 bin=${PYTHON_ENV:-.venv}/bin
 

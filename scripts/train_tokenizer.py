@@ -43,7 +43,8 @@ def train_vocabulary(corpora: Sequence[Corpus], size: int, alphabet: int = 1000)
     for text in texts(corpora):
         words.update(text.split())
     if not words:
-        raise ValueError(f"no text in {', '.join(corpus.name for corpus in corpora)}")
+        names = " ".join(corpus.name for corpus in corpora)
+        raise ValueError(f"--train-data={names}: no text in it")
     count: Counter[str] = Counter()
     pieces = set()
     for word, times in words.items():
@@ -70,37 +71,60 @@ def train_vocabulary(corpora: Sequence[Corpus], size: int, alphabet: int = 1000)
 
 
 def write_vocabulary(tokens: Sequence[str], path: Path) -> None:
-    """One token a line, by a rename."""
+    """One token a line, by a rename. ConfigError if it cannot be written."""
+    try:
+        _write("".join(f"{token}\n" for token in tokens), path)
+    except OSError as e:
+        raise ConfigError(f"--output={path}: cannot be written: {e.strerror}") from None
+
+
+def _write(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """ConfigError if a vocabulary cannot be written there, before the time is spent on it."""
+    if path.exists() and (path.is_dir() or not overwrite):
+        advice = "is a folder" if path.is_dir() else "exists; give another, or --overwrite"
+        raise ConfigError(f"--output={path}: {advice}")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ConfigError(f"--output={path}: cannot be written below {parent}; give another")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, train, write; a user's mistake is one line on stderr and exit code 1."""
+    """Parse, train, write; a user's mistake is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--train-data", nargs="+", required=True, help="names of config/corpora.json, or paths"
     )
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, commands included")
     parser.add_argument("--output", required=True, help="vocab.txt to write, or its folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing vocabulary")
     parser.add_argument("--data-dir", help="where named corpora lie")
     parser.add_argument("--text-key", default="text", help="text of a .jsonl or .parquet row")
     args = parser.parse_args(argv)
     output = Path(args.output)
     output = output if output.suffix == ".txt" else output / "vocab.txt"
     try:
+        check_output(output, args.overwrite)
         corpora = [
             find_corpus(name, data_dir=args.data_dir, text_key=args.text_key)
             for name in args.train_data
         ]
         tokens = train_vocabulary(corpora, args.vocab_size)
-    except (ConfigError, ValueError) as e:
-        sys.exit(str(e))
+        write_vocabulary(tokens, output)
+    except (ConfigError, ValueError, OSError) as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
     if len(tokens) < args.vocab_size:
         logging.warning("the corpora give only %d of %d tokens", len(tokens), args.vocab_size)
-    write_vocabulary(tokens, output)
     print(f"{output}: {len(tokens)} tokens")
 
 

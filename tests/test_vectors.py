@@ -95,6 +95,14 @@ def test_a_method_that_is_not_built_is_told(vectors):
     assert result.status in (OK, NOT_IMPLEMENTED)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["lr_schedule", "metrics", "superglue_encodings", "vocab_cross_entropy", "block_lm_data"],
+)
+def test_further_cases_of_a_kind_have_its_check(name):
+    assert find_check(Path(name)) is find_check(Path(f"{name}_2")) is not None
+
+
 def test_an_exact_name_wins_over_a_glob(monkeypatch):
     exact, broad = (lambda case: []), (lambda case: [])
 

@@ -1,6 +1,7 @@
 """What the two programs share: start, vocabulary, model, resuming, the summary at the end."""
 
 import dataclasses
+import json
 import logging
 import resource
 import shlex
@@ -14,6 +15,7 @@ from torch import nn
 
 import mpu
 from config import ConfigError, RunArgs
+from config.saved import changes, run_folder
 from data_utils.build import build_tokenizer
 from data_utils.tokenization import Tokenizer
 from distill.context import TrainState
@@ -22,14 +24,17 @@ from distill.engine.checkpoint import (
     Checkpoints,
     check_sources,
     load_weights,
+    read_config,
     resolve,
+    saved_state,
     tag_folder,
 )
 from distill.engine.launch import Runtime, launch
-from distill.engine.run_dir import SUMMARY, check_run_dir, open_run_dir
+from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open_run_dir
 from distill.engine.trainer import Trainer
 from distill.engine.wrap import Engine
-from distill.student import build_student
+from distill.step import check_method
+from distill.student import GLMStudent, build_student
 from model.build import HeadSpec, add_head, build_model
 
 log = logging.getLogger(__name__)
@@ -40,11 +45,12 @@ def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
 
     ConfigError: the model-parallel size does not divide it.
     """
-    size = tokenizer.padded_size(run.model.make_vocab_size_divisible_by)
-    if size % run.parallel.model_parallel_size:
+    multiple, ranks = run.model.make_vocab_size_divisible_by, run.parallel.model_parallel_size
+    size = tokenizer.padded_size(multiple)
+    if size % ranks:
         raise ConfigError(
-            f"--model-parallel-size={run.parallel.model_parallel_size}: does not divide the padded "
-            f"vocabulary of {size}; give --make-vocab-size-divisible-by a multiple of it"
+            f"--model-parallel-size={ranks}: does not divide the padded vocabulary of {size}; give "
+            f"--make-vocab-size-divisible-by={multiple * ranks} (now {multiple})"
         )
     return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size))
 
@@ -55,13 +61,19 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     runtime = launch(run)
     tokenizer = build_tokenizer(run.tokenizer, run.blocks)
     check_sources(run, tokenizer.fingerprint)
+    check_resumed(run)
     return with_vocabulary(run, tokenizer), runtime, tokenizer
 
 
 def build_module(run: RunArgs, head: HeadSpec) -> nn.Module:
-    """The student (or the GLM alone) under the task's head, with --load-pretrained's weights."""
+    """The student (or the GLM alone) under the task's head, with --load-pretrained's weights.
+
+    ConfigError: the method cannot work with this head, or has no loss.
+    """
     seed = run.train.seed
     student = build_student(build_model(run.model, head, seed=seed), run)
+    if isinstance(student, GLMStudent):
+        check_method(student, head, run)
     module = add_head(student, head, run.model, seed=seed)
     if run.checkpoint.load_pretrained is not None and run.checkpoint.load is None:
         load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
@@ -81,12 +93,43 @@ def first_iteration(run: RunArgs) -> int:
     return int(tag)
 
 
+def check_resumed(run: RunArgs) -> None:
+    """ConfigError if nothing is left to do after --load; a warning with what is not as before."""
+    iteration, path = first_iteration(run), run.checkpoint.load
+    if path is None:
+        return
+    by_epochs = run.program == "finetune" and run.train.epochs is not None
+    flag, wanted, done, unit = "--train-iters", run.train.train_iters, iteration, "iterations"
+    if by_epochs:
+        flag, wanted, unit = "--epochs", run.train.epochs, "epochs"
+        done = (saved_state(path) or {}).get("epoch", 0)
+    if wanted < done or (wanted == done and _told_of(path) >= iteration):
+        how = ""
+        if run.program == "finetune":
+            how = f", or evaluate with --load-pretrained={path} --epochs=0"
+        raise ConfigError(
+            f"{flag}={wanted}: the run in {path} already has {done} {unit}; give more{how}"
+        )
+    changed = changes(run, read_config(tag_folder(path)) or {})
+    if changed:
+        log.warning("--load=%s: other settings than before: %s", path, "; ".join(changed))
+
+
+def _told_of(path: str) -> int:
+    """The iteration at which a run has ended with its summary; -1 if it has not."""
+    file = run_folder(path) / SUMMARY
+    if not file.is_file():
+        return -1
+    return json.loads(file.read_text(encoding="utf-8")).get("iterations", -1)
+
+
 def open_run(
     run: RunArgs, runtime: Runtime, engine: Engine, tokenizer: Tokenizer
 ) -> tuple[Checkpoints, TrainState]:
     """The run's folder, and the state: new, or with weights and optimizer that of --load."""
     open_run_dir(run, runtime)
     checkpoints = Checkpoints(run, runtime, tokenizer.fingerprint)
+    keep_vocabulary(run, runtime)
     checkpoints.write_config()
     state = TrainState()
     if run.checkpoint.load is not None:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 import mpu
 from config import ConfigError, RunArgs
+from config.data import TokenizerArgs
 from config.saved import FILE as CONFIG_FILE
-from config.saved import TRACKER
+from config.saved import NO_PATH, TRACKER, saved_tokenizer
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.wrap import Engine
@@ -93,6 +94,11 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     return content
 
 
+def saved_state(path: str | Path) -> dict[str, Any] | None:
+    """The values of the TrainState that a checkpoint to be resumed holds; None without."""
+    return files.read_tensors(tag_folder(path) / MODEL_FILE.format(0)).get("train_state")
+
+
 def load_weights(path: str | Path, module: nn.Module, *, what: str) -> dict[str, Any] | None:
     """Put the weights of a checkpoint into a module; returns its config.json, None without one.
 
@@ -114,12 +120,25 @@ def load_weights(path: str | Path, module: nn.Module, *, what: str) -> dict[str,
 def check_tokenizer(path: str | Path, fingerprint: str, *, what: str) -> None:
     """ConfigError if a checkpoint was trained with another vocabulary, as far as it says."""
     saved = (read_config(path) or {}).get("tokenizer_fingerprint")
-    if saved is not None and saved != fingerprint:
-        raise ConfigError(
-            f"{what}={path}: was trained with another vocabulary (fingerprint {saved}) than "
-            f"--tokenizer-type/--tokenizer-model-type/--tokenizer-path give ({fingerprint}); "
-            "student and teachers must share one"
-        )
+    if saved is None or saved == fingerprint:
+        return
+    its = saved_tokenizer(path, what)
+    spelling = TokenizerArgs.flags().items()
+    words = [(flag, its.get(f.name)) for flag, f in spelling]
+    its_flags = " ".join(
+        flag if value is True else f"{flag}={value}"
+        for flag, value in words
+        if value not in (None, False, NO_PATH)
+    )
+    remedy = f"give {its_flags}" if its_flags else "give the vocabulary of the checkpoint"
+    if what.startswith("--teacher"):
+        remedy = f"student and teachers must share one: {remedy} for both"
+    elif its_flags:
+        remedy += ", or leave these flags out: the checkpoint knows them"
+    raise ConfigError(
+        f"{what}={path}: was trained with another vocabulary (fingerprint {saved}) than this run "
+        f"has ({fingerprint}); {remedy}"
+    )
 
 
 def check_sources(run: RunArgs, fingerprint: str) -> None:
@@ -149,8 +168,8 @@ def _check_shards(folder: Path, what: str) -> None:
     if shards != size:
         raise ValueError(
             f"{what}={folder}: has {shards} model-parallel shards, this run has "
-            f"--model-parallel-size={size}; use --model-parallel-size={shards} and as many processes, "
-            "or a checkpoint with as many shards"
+            f"--model-parallel-size={size}; use --model-parallel-size={shards} and as many "
+            "processes, or a checkpoint with as many shards"
         )
 
 
@@ -160,7 +179,7 @@ def _model_parallel_size() -> int:
 
 def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The saved tensors, completed to what the module has. ValueError with every problem."""
-    problems, merged, fresh = [], dict(own), []
+    problems, merged, fresh, widened = [], dict(own), [], []
     for key, value in own.items():
         if key not in saved:
             if key.startswith(OWN_PARTS):
@@ -170,6 +189,7 @@ def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict
         elif saved[key].shape == value.shape:
             merged[key] = saved[key]
         elif _shorter_table(key, saved[key], value):
+            widened.append(f"{key}: {len(saved[key])} rows in the file, {len(value)} in the model")
             merged[key] = torch.cat([saved[key].to(value.dtype), value[len(saved[key]) :].cpu()])
         else:
             problems.append(f"{key}: {list(saved[key].shape)}, the model has {list(value.shape)}")
@@ -182,6 +202,8 @@ def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict
     if problems:
         more = [f"... and {len(problems) - 12} more"] if len(problems) > 12 else []
         raise ValueError("\n  ".join([f"{where} does not fit:", *problems[:12], *more]))
+    for table in widened:
+        log.warning("%s: %s; the last ones are untrained", where, table)
     for word, keys in (("not in the file, so new", fresh), ("left out", left)):
         own_keys = [key for key in keys if key.startswith(OWN_PARTS)]
         if own_keys:
@@ -234,8 +256,7 @@ class Checkpoints:
         self._write(tag, engine, state, resumable=False)
         if tag == BEST:
             self._track(BEST_TRACKER, tag)
-        if self.folder is not None and not (self.folder / TRACKER).is_file():
-            self._track(TRACKER, tag)  # so that any tool finds the weights
+        self._track(TRACKER, tag, only_if_missing=True)  # so that any tool finds the weights
 
     def has_best(self) -> bool:
         """Whether `load_best` would find something."""
@@ -316,8 +337,10 @@ class Checkpoints:
             log.info("checkpoint %s", folder)
         self.runtime.barrier()
 
-    def _track(self, tracker: str, tag: str) -> None:
-        if self.runtime.is_main and self.folder is not None:
+    def _track(self, tracker: str, tag: str, *, only_if_missing: bool = False) -> None:
+        """Only the first process looks at the file: it changes while the others come along."""
+        assert self.folder is not None
+        if self.runtime.is_main and not (only_if_missing and (self.folder / tracker).is_file()):
             files.write_text(self.folder / tracker, tag)
         self.runtime.barrier()
 

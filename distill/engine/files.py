@@ -22,7 +22,12 @@ log = logging.getLogger(__name__)
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file by this text, at once."""
-    _replace(path, lambda file: file.write(text.encode("utf-8")))
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file by these bytes, at once."""
+    _replace(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, content: Any) -> None:

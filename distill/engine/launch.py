@@ -74,7 +74,7 @@ def launch(run: RunArgs) -> Runtime:
     local_rank = _from_env("LOCAL_RANK", run.parallel.local_rank or 0)
     cuda = torch.cuda.is_available()
     check_hardware(run, cuda=cuda, world_size=world_size)
-    _log_level(rank)
+    _log_level(main=rank == 0)
     device = _device(local_rank, cuda)
     _init_process_group(run, rank, world_size, cuda)
     mpu.initialize_model_parallel(run.parallel.model_parallel_size)
@@ -123,14 +123,13 @@ def set_up_logging() -> None:
     """Our messages on stderr, once: from the first process all, from the others errors."""
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    main = _from_env("RANK", 0) == 0
-    for name in PACKAGES:  # until `launch`, every process would give the same warnings
-        logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
+    _log_level(main=_from_env("RANK", 0) == 0)
 
 
-def _log_level(rank: int) -> None:
+def _log_level(*, main: bool) -> None:
+    """Every process would give the same warnings."""
     for name in PACKAGES:
-        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.INFO if main else logging.ERROR)
 
 
 def run_program(main: Callable[[], None]) -> None:

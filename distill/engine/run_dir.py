@@ -1,11 +1,15 @@
 """The output folder of a run: nobody's earlier run is lost by mistake."""
 
+import contextlib
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from config import ConfigError, RunArgs
 from config.saved import FILE as CONFIG_FILE
-from config.saved import TRACKER, run_folder
+from config.saved import NO_PATH, TRACKER, VOCABULARY, run_folder
+from distill.engine import files
 from distill.engine.checkpoint import BEST_TRACKER, sources
 from distill.engine.launch import Runtime
 
@@ -25,15 +29,16 @@ def predictions_file(split: str) -> str:
 
 
 def check_run_dir(run: RunArgs) -> None:
-    """ConfigError if the output folder holds another run that is neither resumed nor overwritten.
+    """ConfigError if the output folder cannot be written, or holds another run that stays.
 
-    Looks only; every process may call it, before any of them writes.
+    It leaves nothing behind; every process may call it, before any of them writes.
     """
     folder = run.run_dir
     if folder is None:
         return
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--save={run.checkpoint.save}: {folder} is a file, not a folder")
+    _check_writable(folder, run.checkpoint.save)
     held = [name for name in MARKS if (folder / name).exists()]
     if not held or _resumes(run, folder):
         return
@@ -57,6 +62,33 @@ def open_run_dir(run: RunArgs, runtime: Runtime) -> None:
         for left_over in folder.glob(".*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
     runtime.barrier()
+
+
+def _check_writable(folder: Path, save: str | None) -> None:
+    """ConfigError if no file can be made in the folder; one that is not there is not made yet."""
+    try:
+        above = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
+        if not above.is_dir():
+            raise ConfigError(f"--save={save}: {above} is not a folder; choose another one")
+        os.rmdir(tempfile.mkdtemp(prefix=".write-", suffix=".tmp", dir=above))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"--save={save}: {folder} cannot be written ({reason}); choose another folder"
+        ) from error
+
+
+def keep_vocabulary(run: RunArgs, runtime: Runtime) -> None:
+    """A copy of --tokenizer-path in the run's folder: the run needs no file that others change."""
+    if runtime.run_dir is None or not runtime.is_main or run.tokenizer.tokenizer_path == NO_PATH:
+        return
+    source = Path(run.tokenizer.tokenizer_path).expanduser()
+    source = source / VOCABULARY if source.is_dir() else source
+    copy = runtime.run_dir / VOCABULARY
+    with contextlib.suppress(FileNotFoundError):
+        if copy.samefile(source):
+            return
+    files.write_bytes(copy, source.read_bytes())
 
 
 def _resumes(run: RunArgs, folder: Path) -> bool:

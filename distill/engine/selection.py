@@ -83,6 +83,8 @@ class Selection:
             results[f"{split}_samples_per_second"] = found.samples_per_second
         if not self.history:  # evaluated only
             self._remember(results["val"])
+            self.state.best, self.state.best_epoch = results["val"][self.metric], self.state.epoch
+            results["best_epoch"] = self.state.best_epoch
         self._write(RESULTS, self._results())
         self._write(TEST_RESULTS, results)
         self._write_scores(last_epoch=-1, final=results)

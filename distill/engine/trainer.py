@@ -30,6 +30,7 @@ class Plan:
     total: int
     log_every: int
     eval_every: int | None = None
+    eval_at_end: bool = False
     save_every: tuple[int, ...] = ()
     save_hours: float = 0.0
     save_at_end: bool = True
@@ -37,7 +38,8 @@ class Plan:
 
     def evaluates_after(self, iteration: int) -> bool:
         """Whether an evaluation follows this many steps."""
-        return self.eval_every is not None and iteration % self.eval_every == 0
+        at_end = self.eval_at_end and iteration == self.total
+        return at_end or (self.eval_every is not None and iteration % self.eval_every == 0)
 
     def saves_after(self, iteration: int) -> bool:
         """Whether a checkpoint follows this many steps."""
@@ -123,6 +125,10 @@ class Trainer:
         """The rest of the run."""
         if self.state.iteration >= self.plan.total:
             return
+        if self.checkpoints.folder is None:
+            log.warning(
+                "--save: missing, so the trained weights are lost at the end; give a folder"
+            )
         self.engine.module.train()
         self.meter.reset()
         with self.summary.progress(self.state.iteration, self.plan.total):
@@ -134,6 +140,12 @@ class Trainer:
                 if self.state.iteration >= self.plan.total:
                     break
         self.bad_steps.read()
+        if self.state.bad_steps:
+            log.warning(
+                "the run ends with its last %d update(s) skipped: loss or gradients were not "
+                "finite; the last weights may be bad",
+                self.state.bad_steps,
+            )
         self._log()
         if self.plan.save_at_end and self._saved != self.state.iteration:
             self._save()

@@ -23,6 +23,7 @@ exceeds.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -41,6 +42,7 @@ class GLMDArgs(ArgGroup):
     """Flags of GLMD."""
 
     title = "logitsdistil (GLMD)"
+    needs: ClassVar = {"--logitsdistil_teacher_min": "--logitsdistil_top_n"}
     logitsdistil_mask_pad: bool = flag(False, "leave padding out; without --compat it always is")
     logitsdistil_mask_a: bool = flag(False, "only positions with a target or an answer")
     logitsdistil_mse: bool = flag(False, "squared error instead of KL")
@@ -53,10 +55,11 @@ class GLMDArgs(ArgGroup):
     logitsdistil_wo_inter: bool = flag(False, "no logits loss, for the second fine-tuning stage")
 
     def __post_init__(self) -> None:
-        if self.logitsdistil_top_n is not None and self.logitsdistil_top_n <= 0:
+        n = self.logitsdistil_top_n
+        if n is not None and not (0 < n < 1 or (n >= 1 and n.is_integer())):
             raise ConfigError(
-                f"--logitsdistil_top_n={self.logitsdistil_top_n}: must be positive; "
-                "a number of tokens, or below 1 a fraction of the vocabulary"
+                f"--logitsdistil_top_n={n:g}: must be a whole number of tokens, "
+                "or between 0 and 1 a fraction of the vocabulary"
             )
 
 

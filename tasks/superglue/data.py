@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_utils.corpora import clean_text
+from data_utils.corpora import clean_text, is_unicode
 
 UNLABELLED = -1
 SPLITS = ("train", "val", "test")
@@ -42,6 +42,10 @@ class Record:
                 value = self.values[name]
                 if not isinstance(value, str):
                     raise ValueError(f"{self.where}: field {name!r} is {value!r}; must be a text")
+                if not is_unicode(value):
+                    raise ValueError(
+                        f"{self.where}: field {name!r} holds half a surrogate pair (\\ud8..)"
+                    )
                 return clean_text(value)
         wanted = " or ".join(repr(name) for name in names)
         raise ValueError(f"{self.where}: no field {wanted}; there are {sorted(self.values)}")

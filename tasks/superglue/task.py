@@ -49,8 +49,13 @@ class SuperGlueTask(ChoiceTask):
         self.multi_token = options.cloze and (options.multi_token or pvp.own_answers)
         super().__init__(pvp.name, _head(pvp, options, self.multi_token), options.loss)
         self.metric_names = pvp.metric_names
-        if options.fast_decode and not self.multi_token:
-            log.warning("--fast-decode: has no effect without answers of several tokens")
+        if options.cloze and not self.multi_token:
+            for given, flag in (
+                (options.fast_decode, "--fast-decode"),
+                (options.length_penalty, "--length-penalty"),
+            ):
+                if given:
+                    log.warning("%s: has no effect without answers of several tokens", flag)
         verbalizers = ()
         if options.cloze and not self.multi_token:
             verbalizers = _verbalizer_ids(pvp, tokenizer, options.w14)
@@ -166,7 +171,7 @@ def build_superglue(
         block_position=block_position,
         length_penalty=finetuning.length_penalty,
         pool_token=finetuning.pool_token,
-        loss="adapet" if finetuning.adapet else finetuning.loss_func,
+        loss="adapet" if finetuning.adapet and finetuning.cloze_eval else finetuning.loss_func,
         w14="W14" in compat,
     )
     return SuperGlueTask(pvp_class(name, finetuning.pattern_id), tokenizer, options)

@@ -130,6 +130,40 @@ def test_flags_count_where_the_json_is_silent(run_with, caplog):
     assert told.message.startswith("--gradient-accumulation-steps=5")
 
 
+def test_auto_accumulation_is_the_command_lines(run_with, caplog):
+    flag = "--gradient-accumulation-steps=8"
+    run = run_with({"gradient_accumulation_steps": "auto"}, flag)
+    assert run.train.gradient_accumulation_steps == 8
+    assert run.deepspeed["gradient_accumulation_steps"] == 8
+    assert caplog.records == []
+
+
+def test_nan_checks_cannot_be_switched_off(run_with, caplog):
+    content = {
+        "bf16": {"enabled": True, "check_grad_overflow": False},
+        "zero_optimization": {"stage": 2, "compute_grad_norm": False},
+    }
+    run = run_with(content)
+    assert run.deepspeed["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert run.deepspeed["zero_optimization"] == {"stage": 2, "compute_grad_norm": True}
+    assert [m.split(": ")[1].split("=")[0] for m in caplog.messages] == [
+        "bf16.check_grad_overflow",
+        "zero_optimization.compute_grad_norm",
+    ]
+
+
+def test_ranges_name_who_gave_the_value(mistakes):
+    stage = {"zero_optimization": {"stage": 3}}
+    (problem,) = mistakes(stage)
+    assert problem.startswith("--deepspeed_config=")
+    assert "ds.json: zero_optimization.stage=3: must be 0, 1 or 2" in problem
+    assert mistakes(stage, "--zero_stage=1") == (problem,)
+    (problem,) = mistakes(stage, "--zero_stage=4", "--args_to_ds_config")
+    assert problem.startswith("--zero_stage=4: must be")
+    (problem,) = mistakes({}, "--zero_stage=3")
+    assert problem.startswith("--zero_stage=3: must be")
+
+
 def test_args_to_ds_config(run_with, caplog):
     run = run_with(JSON, *GIVEN, "--args_to_ds_config")
     assert effective(run) == [3, 5, 2.0, 1e-3, 0.3, 0.7, 0.9, 1e-5, None, 1]
@@ -243,7 +277,7 @@ def test_torch_adam_of_the_json_stays(run_with):
         ({"fp16": {"enabled": 1}}, "fp16.enabled=1: must be true, false or 'auto'"),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "are both enabled"),
         ({"train_batch_size": 8}, "train_batch_size depends on the number of processes"),
-        ({"zero_optimization": {"stage": 3}}, "--zero_stage=3"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage=3: must be 0, 1 or 2"),
     ],
 )
 def test_bad_json(mistakes, content, expected):

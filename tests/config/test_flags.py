@@ -132,8 +132,9 @@ def reads(tree: ast.Module) -> set[str]:
 
 @cache
 def names_read() -> frozenset[str]:
-    """What the whole source reads, but for config/checks.py: a check is no use of a flag."""
-    trees = [t for path, t in sources(*PACKAGES).items() if path.as_posix() != "config/checks.py"]
+    """What the whole source reads, but for the checks of flags: a check is no use of one."""
+    checks = ("config/checks.py", "config/idle.py")
+    trees = [t for path, t in sources(*PACKAGES).items() if path.as_posix() not in checks]
     return frozenset(name for tree in trees for name in reads(tree))
 
 

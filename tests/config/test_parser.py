@@ -37,6 +37,26 @@ def test_all_unknown_flags_at_once():
     assert len(problems(["--foo", "--bar=1", "--num_layers=2"])) == 3
 
 
+def test_all_wrong_values_at_once():
+    argv = ["--num-layers=x", "--foo", "--lr=fast", "--pool-token=y", "--num-layers=3"]
+    assert problems(argv) == (
+        "--num-layers=x: must be an integer",
+        "--lr=fast: must be a number",
+        "--pool-token=y: must be one of 'start', 'pad', 'cls'",
+        "--foo: is not a flag; see --help",
+    )
+    assert problems(["--num-layers=x", "--lr"]) == (
+        "--num-layers=x: must be an integer",
+        "--lr: needs a value",
+    )
+
+
+def test_wrong_values_beside_an_args_file_are_told_once(tmp_path):
+    (tmp_path / "flags.json").write_text('{"--lr": "x"}')
+    found = problems([f"--args_file={tmp_path}/flags.json", "--num-layers=y"])
+    assert found == ("--lr=x: must be a number", "--num-layers=y: must be an integer")
+
+
 def test_args_file(tmp_path):
     file = tmp_path / "flags.json"
     flags = {"--num-layers": 3, "hidden_size": 32, "num_attention_heads": 4, "--bf16": True}

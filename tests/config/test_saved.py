@@ -1,10 +1,10 @@
-"""Architectures from a checkpoint's config.json."""
+"""Architecture and vocabulary from a checkpoint's config.json, and what differs from it."""
 
 import json
 
 import pytest
 
-from config.saved import run_folder, saved_config
+from config.saved import changes, run_folder, saved_config
 from tests.config.common import PRETRAIN, pretrain, problems
 
 SAVED = ["--num-layers=3", "--hidden-size=48", "--num-attention-heads=6", "--hidden-dropout=0.3"]
@@ -132,3 +132,67 @@ def test_run_folder(folder, tmp_path):
     assert run_folder(folder) == folder
     assert run_folder(folder / "7") == folder
     assert run_folder(tmp_path) == tmp_path
+
+
+# Vocabulary and settings --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_vocabulary(folder, tmp_path):
+    """The run was trained with --tokenizer-path, and has a copy."""
+    recorded = tmp_path / "words.txt"
+    flags = [*SAVED, f"--tokenizer-path={recorded}", "--task-mask"]
+    (folder / "config.json").write_text(pretrain(*flags).to_json())
+    (folder / "vocab.txt").write_text("[PAD]")
+    return recorded
+
+
+@pytest.mark.parametrize("flag", ["--load", "--load-pretrained"])
+@pytest.mark.parametrize("below", ["", "7"])
+def test_a_checkpoint_brings_its_tokenizer(folder, own_vocabulary, flag, below):
+    tokenizer = pretrain(f"{flag}={folder / below}").tokenizer
+    assert tokenizer.tokenizer_path == str(folder / "vocab.txt")
+    assert tokenizer.task_mask
+    (folder / "vocab.txt").unlink()
+    assert pretrain(f"{flag}={folder}").tokenizer.tokenizer_path == str(own_vocabulary)
+
+
+def test_a_given_vocabulary_wins_as_a_whole(folder, own_vocabulary):
+    load = f"--load-pretrained={folder}"
+    given = pretrain(load, "--tokenizer-path=other.txt").tokenizer
+    assert given.tokenizer_path == "other.txt"
+    given = pretrain(load, "--tokenizer-model-type=bert-base-uncased").tokenizer
+    assert given.tokenizer_path == "tokenizer.model"
+    given = pretrain(load, "--tokenizer-type=GPT2BPETokenizer").tokenizer
+    assert (given.tokenizer_type, given.tokenizer_path) == ("GPT2BPETokenizer", "tokenizer.model")
+    same = pretrain(load, "--tokenizer-type=BertWordPieceTokenizer").tokenizer
+    assert same.tokenizer_path == str(folder / "vocab.txt")
+
+
+def test_the_recorded_path_means_the_copy_when_resuming_or_moved(folder, own_vocabulary):
+    given, copy = f"--tokenizer-path={own_vocabulary}", str(folder / "vocab.txt")
+    assert pretrain(f"--load-pretrained={folder}", given).tokenizer.tokenizer_path == copy
+    own_vocabulary.write_text("[UNK]")
+    path = pretrain(f"--load-pretrained={folder}", given).tokenizer.tokenizer_path
+    assert path == str(own_vocabulary)
+    assert pretrain(f"--load={folder}", given).tokenizer.tokenizer_path == copy
+
+
+def test_the_vocabulary_that_ships_needs_no_copy(folder):
+    (folder / "vocab.txt").write_text("of somebody else")
+    assert pretrain(f"--load={folder}").tokenizer.tokenizer_path == "tokenizer.model"
+
+
+def test_changed_settings_are_listed():
+    saved = pretrain("--lr=0.001", "--train-iters=20", "--save=a").to_dict()
+    same = pretrain("--lr=0.001", "--train-iters=30", "--save=b", "--log-interval=1")
+    assert changes(same, saved) == []
+    kd = ["--student_model=kd", "--distill_pt_soft", "--teacher_random_para"]
+    other = pretrain("--lr=0.1", "--train-iters=10", "--seed=5", *kd)
+    assert set(changes(other, saved)) == {
+        "--lr: was 0.001, now 0.1",
+        "--train-iters: was 20, now 10",
+        "--seed: was 1234, now 5",
+        "--student_model: was None, now kd",
+        "--distill_pt_soft: was False, now True",
+    }

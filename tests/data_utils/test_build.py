@@ -32,6 +32,7 @@ def loaders(
     rank: int = 0,
     start: int = 0,
     seed: int = 3,
+    block_position: bool = True,
     **options,
 ) -> Loaders:
     micro, accumulation, ranks = partition
@@ -45,7 +46,9 @@ def loaders(
     evaluation = EvalArgs(eval_batch_size=4, eval_iters=2)
     tokenizer = small_tokenizer(corpus)
     return build_pretrain_loaders(
-        data, BLOCKS, train, tokenizer, rank, ranks, start, evaluation=evaluation
+        *(data, BLOCKS, train, tokenizer, rank, ranks, start),
+        evaluation=evaluation,
+        block_position=block_position,
     )
 
 
@@ -234,6 +237,17 @@ def test_samples_fit_the_sequence_length(corpus: Path):
             longest = (batch.attention_mask + batch.loss_mask.sum(-1).long()).max()
             assert batch.tokens.size(1) == longest  # padded to the longest, not to seq_length
             assert bool((batch.weight == 1).all())
+
+
+def test_block_positions_can_be_left_out(corpus: Path):
+    for flag in (True, False):
+        built = loaders(corpus, block_position=flag)
+        for loader in (built.train, built.valid, built.test):
+            for batch in sum(loader, []):
+                inside = batch.position_ids[:, 1][batch.loss_mask.bool()]
+                assert inside.min() == 1
+                assert (inside.max() > 1) == flag
+                assert batch.position_ids[:, 1][~batch.loss_mask.bool()].eq(0).all()
 
 
 def test_an_endless_stream(corpus: Path):

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from config import ConfigError
 from distill.context import TrainState
 from distill.registry import METHODS
-from distill.step import DistillStep
-from distill.student import GLMStudent
+from distill.step import DistillStep, check_method
+from distill.student import GLMStudent, build_student
 from distill.teacher import Teacher
-from model.build import HeadSpec
-from tasks.choice import ChoiceTask
+from model.build import HeadSpec, build_model
 from tests.distill.runs import (
     Local,
     cloze_task,
@@ -192,9 +191,19 @@ def test_padded_choices_take_no_part():
     assert results["D6"][0] != pytest.approx(results["D6"][1], rel=1e-4)
 
 
-def test_a_step_without_a_term_is_zero_and_can_be_backpropagated(caplog):
+@pytest.mark.parametrize("kind", ["single_token", "multi_token_fast"])
+def test_one_context_for_all_choices_has_one_row_of_tokens(kind):
+    batch = toy_cloze_batch(3, choices=3, multi_token=False, variable=True)
+    for compat in ("", "D6"):
+        run = toy_run("--student_model=kd", f"--compat={compat}", program="finetune")
+        masks = toy_step(run, cloze_task(kind))._masks(batch)
+        expected = (batch.position_ids[:, 0] > 0).float()
+        expected[:, 0] = 1
+        assert torch.equal(masks["tokens"], expected)
+
+
+def test_a_step_without_a_term_is_zero_and_can_be_backpropagated():
     step = toy_step(toy_run("--student_model=kd"))
-    assert "nothing is learned" in caplog.text
     output = take(step, toy_lm_batch(2))
     assert float(output.loss.detach()) == 0.0
     assert not any(bool(g.any()) for g in grads_of(step.student.module).values())
@@ -269,11 +278,46 @@ def test_several_teachers_are_averaged():
 
 
 def test_vocabulary_logits_need_a_head_that_has_them():
-    task = ChoiceTask("toy", HeadSpec("classification", num_classes=2))
+    head = HeadSpec("classification", num_classes=2)
     with pytest.raises(ConfigError, match="--student_model=glmd.*--cloze-eval"):
-        toy_step(toy_run("--student_model=glmd", program="finetune"), task)
-    flags = ["--student_model=glmd", "--logitsdistil_wo_inter", "--distill_ft_soft"]
-    toy_step(toy_run(*flags, program="finetune"), task)
+        check(head, "--student_model=glmd")
+    check(head, "--student_model=glmd", "--logitsdistil_wo_inter", "--distill_ft_soft")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--student_model=glmd"],
+        ["--student_model=kd", "--distill_ft_soft", "--distill_logits_parallel"],
+    ],
+)
+def test_captures_need_whole_samples(flags):
+    with pytest.raises(ConfigError, match=rf"{flags[0]}: .*leave out --fast-decode"):
+        check(HeadSpec("multi_token_fast"), *flags)
+    check(HeadSpec("multi_token"), *flags)
+    check(HeadSpec("multi_token_fast"), "--student_model=kd", "--distill_ft_soft")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--distill_pt_soft"],  # of the other program
+        ["--distill_ft_soft", "--distill_soft_rate=0"],
+        ["--distill_ft_hard", "--distill_hard_rate=0"],
+    ],
+)
+@pytest.mark.parametrize("method", [["kd"], ["glmd", "--logitsdistil_wo_inter"]])
+def test_a_method_needs_a_loss(method, flags):
+    flags = [f"--student_model={method[0]}", *method[1:], *flags]
+    with pytest.raises(ConfigError, match="no loss is on.*--distill_ft_soft.*_rate"):
+        check(HeadSpec("multi_token"), *flags)
+    check(HeadSpec("multi_token"), *flags, "--distill_ft_soft", "--distill_soft_rate=0.5")
+
+
+def check(head: HeadSpec, *flags: str) -> None:
+    run = toy_run(*flags, program="finetune")
+    check_method(build_student(build_model(run.model, head), run), head, run)
 
 
 def test_teachers_need_a_method():

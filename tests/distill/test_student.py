@@ -199,6 +199,20 @@ def test_pairs_are_all_a_method_needs():
     torch.testing.assert_close(per_sample.mean(), loss)
 
 
+def test_the_loss_that_every_method_can_add_has_a_name_of_its_own():
+    flags = ["--distill_temperature=2", "--distill_logits_parallel", "--distill_logit_mse"]
+    alone, both = (
+        take(toy_step(toy_run(f"--student_model={name}", *flags)), toy_lm_batch(2))
+        for name in ("kd", "glmd")
+    )
+    name = "inter_loss/logits_parallel_t0"  # the seed's
+    added = both.terms["inter_loss/distill_logits_parallel_t0"]
+    torch.testing.assert_close(added, alone.terms[name])
+    torch.testing.assert_close(both.terms[name] + added, both.loss.detach())
+    assert not torch.isclose(both.terms[name], added)
+    assert len([term for term in alone.terms if term.startswith("inter_loss/")]) == 1
+
+
 def test_show_flags_silence_the_log():
     run = toy_run("--student_model=kd")
     student = Pairs(build_model(run.model, HeadSpec("lm")), run, show_inter=False)

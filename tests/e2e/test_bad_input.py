@@ -143,6 +143,15 @@ def test_unknown_flag(pretrain):
     assert "did you mean --num-layers" in pretrain("--num-layer=2")
 
 
+def test_a_method_that_cannot_work(finetune, world):
+    teacher = w.teacher(world / "runs" / "base", layers=1)
+    message = finetune("--student_model=glmd", "--fast-decode", *teacher)
+    assert "--student_model=glmd" in message
+    assert "leave out --fast-decode" in message
+    soft = ("--distill_ft_soft", "--distill_soft_rate=0")
+    assert "no loss is on" in finetune("--student_model=kd", *soft, *teacher)
+
+
 # Checkpoints --------------------------------------------------------------------------------------
 
 
@@ -241,8 +250,6 @@ def test_fp16_on_cpu(pretrain, world):
 def test_model_parallel_size_that_does_not_divide(pretrain):
     assert "does not divide --num-attention-heads=2" in pretrain("--model-parallel-size=4")
     assert "does not divide the 1 process" in pretrain("--model-parallel-size=2")
-    message = pretrain("--model-parallel-size=2", "--make-vocab-size-divisible-by=5")
-    assert "vocabulary" in message
 
 
 def test_output_folder_of_another_run(world, capsys):

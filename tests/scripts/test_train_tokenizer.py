@@ -46,13 +46,42 @@ def test_it_is_deterministic_across_processes(tmp_path: Path):
     [
         ("nowhere", "60", "--train-data=nowhere: neither a corpus of corpora.json"),
         ("a.txt", "10", "--vocab-size=10: characters and commands alone are"),
-        ("empty.txt", "60", "no text in"),
+        ("empty.txt", "60", "--train-data=empty.txt: no text"),
     ],
 )
-def test_mistakes(data: str, size: str, message: str, tmp_path: Path, monkeypatch):
+def test_mistakes(data: str, size: str, message: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit) as caught:
         main(["--train-data", data, "--vocab-size", size, "--output", str(tmp_path / "v.txt")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "v.txt").exists()
+
+
+def test_a_vocabulary_is_not_overwritten(tmp_path: Path, capsys):
+    corpus, output = tmp_path / "a.txt", tmp_path / "v.txt"
+    corpus.write_text(TEXT, encoding="utf-8")
+    output.write_text("mine\n")
+    argv = ["--train-data", str(corpus), "--vocab-size", "60", "--output", str(output)]
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"--output={output}: exists; give another, or --overwrite\n"
+    assert output.read_text() == "mine\n"
+    main([*argv, "--overwrite"])
+    assert output.read_text(encoding="utf-8").startswith("[PAD]\n")
+
+
+@pytest.mark.parametrize("place", ["a.txt/v.txt", "/proc/nothing/v.txt", "folder.txt"])
+def test_an_output_that_cannot_be_written(place: str, tmp_path: Path, capsys):
+    corpus = tmp_path / "a.txt"
+    corpus.write_text(TEXT, encoding="utf-8")
+    (tmp_path / "folder.txt").mkdir()
+    argv = ["--train-data", str(corpus), "--vocab-size", "60", "--output", str(tmp_path / place)]
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--output={tmp_path / place}: ")

@@ -80,6 +80,7 @@ def test_build_task_passes_everything_on(tmp_path):
         build(tmp_path, task="SST-2", cloze_eval=True, multi_token=True, fast_decode=True).head.kind
         == "multi_token_fast"
     )
+    assert build(tmp_path, task="SST-2", adapet=True).loss == "cross_entropy"  # of cloze heads
     head = build(tmp_path, task="SST-2", pool_token="pad").head
     assert (head.kind, head.num_classes, head.pool_token) == ("classification", 2, "pad")
     assert len(task.dataset("train")) == 3

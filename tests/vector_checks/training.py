@@ -5,7 +5,7 @@ ranks, each compared with the seed's one-process numbers (NOTES.md, 6-8).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.ranks import run_ranks
 from tests.vector_checks.common import Result, read_json, read_tensors
 
 LAUNCH_ONLY = ("--deepspeed", "--distributed-backend", "--model-parallel-size")
+LAUNCH_ONLY += ("--deepspeed_config", "--local_rank")
 PATHS = ("--teacher_load_pretrained", "--mt_load_pretrained")  # of value RANDOM
 FIXED = {"theseus": "D31"}  # which defect a `*_fixed` case mends; D1 unless named here
 
@@ -126,7 +127,7 @@ def read_run(case: Path) -> RunArgs:
     """The run that a case's flags ask for, in the seed's numerics."""
     args = read_json(case, "args.json")
     flags = args.get("all_flags_in_order") or args["all_flags_mp1"]
-    flags = [f for f in flags if f.split("=")[0] not in (*LAUNCH_ONLY, *PATHS)]
+    flags = without(flags, (*LAUNCH_ONLY, *PATHS))
     compat = "glmkd"
     if case.name.endswith("_fixed"):
         compat += ",-" + FIXED.get(case.name.split("_")[0], "D1")
@@ -136,12 +137,36 @@ def read_run(case: Path) -> RunArgs:
     return parse_args(argv, program=program, methods=method_args(), check=False)
 
 
+def without(flags: list[str], names: Sequence[str]) -> list[str]:
+    """The flags but for those of these names and their values: `--x`, `--x=1` and `--x`, `1`."""
+    kept, dropping = [], False
+    for word in flags:
+        dropping = word.split("=")[0] in names if word.startswith("--") else dropping
+        kept += [] if dropping else [word]
+    return kept
+
+
 def read_task(case: Path) -> Task:
-    """The task of a case, from the shapes of its batch."""
+    """The task of a case, from the shapes of its batch and the flags of its head."""
     if read_json(case, "args.json")["stage"] in ("pt", "lm"):
         return BlockLM()
-    target = read_batch(case, 0).target_ids
-    return ChoiceTask("vectors", HeadSpec("multi_token" if target.dim() == 3 else "single_token"))
+    flags, batch = read_run(case).finetuning, read_batch(case, 0)
+    if batch.target_ids is None and batch.dec_target_ids is None:
+        weights = read_tensors(case, "student.safetensors")
+        head = HeadSpec(
+            "classification",
+            num_classes=len(weights["multichoice_head.weight"]),
+            pool_token=flags.pool_token,
+        )
+        return ChoiceTask("vectors", head, flags.loss_func)
+    loss = "adapet" if flags.adapet else flags.loss_func
+    if batch.dec_target_ids is not None:
+        head = HeadSpec("multi_token_fast", length_penalty=flags.length_penalty)
+    elif batch.target_ids.dim() == 3:
+        head = HeadSpec("multi_token", length_penalty=flags.length_penalty)
+    else:
+        head = HeadSpec("single_token", take_softmax=flags.adapet)
+    return ChoiceTask("vectors", head, loss)
 
 
 def read_batch(case: Path, number: int) -> Batch:
@@ -157,14 +182,20 @@ def read_batch(case: Path, number: int) -> Batch:
             labels=x["target"],
             loss_mask=x["loss_mask"].float(),
         )
+    masks = {k: x[k].float() if k in x else None for k in ("logit_mask", "loss_mask")}
     return Batch(
         tokens=x["text"],
         position_ids=x["position"],
         attention_mask=x["mask"],
         labels=x["label"],
-        target_ids=x["target"],
-        logit_mask=x["logit_mask"].float(),
-        choice_mask=x["loss_mask"].float() if "loss_mask" in x else None,
+        target_ids=x.get("target"),
+        logit_mask=masks["logit_mask"],
+        choice_mask=masks["loss_mask"],
+        dec_tokens=x.get("dec_text"),
+        dec_position_ids=x.get("dec_position"),
+        dec_attention_mask=x.get("dec_mask"),
+        dec_target_ids=x.get("dec_target"),
+        dec_logit_mask=x.get("dec_logit_mask"),
     )
 
 
@@ -273,7 +304,8 @@ def _rank(rank: int, world_size: int, case: str) -> tuple[Outcome, dict[str, Any
     """The case on this rank, and how each parameter is cut."""
     mpu.initialize_model_parallel(world_size)
     task = read_task(Path(case))
-    module = add_head(build_model(read_run(Path(case)).model, task.head), task.head, None)
+    model = read_run(Path(case)).model
+    module = add_head(build_model(model, task.head), task.head, model)
     partitions = {k: mpu.partition_of(p) for k, p in module.state_dict(keep_vars=True).items()}
     (outcome,) = run_case(Path(case))
     if task.vocab_parallel:
@@ -309,9 +341,9 @@ CHECKS: dict[str, Callable[[Path], list[Result]]] = {
     for glob in (
         "plain_*",
         "kd_ft*",
-        "pd_2_ft",
+        "pd_*_ft*",
         "glmd_vc_*",
-        "lm_plain_ft",
+        "lm_plain_ft*",
         "lm_kd*",
         "x_kd_*",
         "x_logitsdistil_*",

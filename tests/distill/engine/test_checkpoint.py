@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import mpu
 from config import CheckpointArgs, ConfigError, NoArgs, RunArgs, TeacherArgs
 from distill.engine import checkpoint, files
 from distill.engine.checkpoint import Checkpoints, load_weights, read_config, resolve
+from distill.engine.launch import Runtime
 from distill.student import GLMStudent
 from model.build import HeadSpec, add_head
 from tests.distill.engine import small
@@ -18,6 +20,7 @@ from tests.toy import toy_glm, toy_model_args
 
 WORDS = "word_embeddings.weight"
 POSITIONS = "transformer.position_embeddings.weight"
+BLOCKS = "transformer.block_position_embeddings.weight"
 
 
 def save(folder, weights, tag="5", tracker=True, **more):
@@ -93,7 +96,7 @@ def test_half_precision_goes_into_fp32(tmp_path):
     assert equal(target.state_dict(), expected)
 
 
-def test_position_tables_are_widened(tmp_path):
+def test_position_tables_are_widened(tmp_path, caplog):
     source = toy_glm(seed=1, max_position_embeddings=20)
     target = toy_glm(seed=2, max_position_embeddings=40)
     own = target.state_dict()[POSITIONS].clone()
@@ -102,6 +105,11 @@ def test_position_tables_are_widened(tmp_path):
     actual = target.state_dict()[POSITIONS]
     assert torch.equal(actual[:21], source.state_dict()[POSITIONS])
     assert torch.equal(actual[21:], own[21:])
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert all(line.startswith(f"--load-pretrained: {tmp_path}") for line in told)
+    words = [f"{table}: 21 rows in the file, 41 in the model" for table in (POSITIONS, BLOCKS)]
+    assert [any(w in line for line in told) for w in words] == [True, True]
+    assert len(told) == 2
 
 
 def test_position_tables_are_not_cut(tmp_path):
@@ -192,6 +200,13 @@ def test_another_vocabulary_is_refused(tmp_path):
     checkpoint.check_sources(run, "abc")
     with pytest.raises(ConfigError, match="--teacher_load_pretrained=.*another vocabulary"):
         checkpoint.check_sources(run, "abd")
+    described = {"tokenizer_fingerprint": "abc", "tokenizer": {"tokenizer_path": "w.txt"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match="teachers must share one: give --tokenizer-path=w.txt"):
+        checkpoint.check_sources(run, "abd")
+    with pytest.raises(ConfigError, match=r"give --tokenizer-path=w.txt, or leave") as caught:
+        checkpoint.check_tokenizer(tmp_path, "abd", what="--load-pretrained")
+    assert "teachers" not in str(caught.value)
     (tmp_path / "config.json").unlink()  # as official files: only shapes can tell
     checkpoint.check_sources(run, "abd")
 
@@ -339,6 +354,30 @@ def test_another_engine_or_number_of_processes_is_refused(tmp_path):
         assert "was written by the engine 'deepspeed stage 1', this run has 'plain'" in message
     (message,) = run_ranks(1, alone, tmp_path / "run", preload="deepspeed")
     assert "cut for 2 data-parallel processes, this run has 1" in message
+
+
+class Late(Runtime):
+    """A process that is slow to go on after a barrier, so that it finds what others wrote."""
+
+    def barrier(self):
+        super().barrier()
+        time.sleep(0.3 * self.rank)
+
+
+def late(rank, world_size, folder):
+    """Save weights, then meet."""
+    run = dataclasses.replace(small.make_run(), checkpoint=CheckpointArgs(save=str(folder)))
+    engine = small.make_engine(rank, world_size, run)
+    runtime = Late(torch.device("cpu"), rank, world_size, rank, folder)
+    Checkpoints(run, runtime, "abc").save_weights(engine, checkpoint.FINAL, state())
+    met = torch.tensor([rank + 1])
+    torch.distributed.all_reduce(met)
+    return met.item()
+
+
+def test_a_late_process_waits_where_the_others_do(tmp_path):
+    assert run_ranks(2, late, tmp_path, timeout=20) == [3, 3]
+    assert resolve(tmp_path) == (tmp_path, "final")
 
 
 def shards(rank, world_size, folder):

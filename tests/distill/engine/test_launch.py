@@ -99,7 +99,7 @@ def test_two_processes_share_the_first_ones_folder(tmp_path):
     assert first[:4] == (0, 2, True, "run-of-rank-0")
     assert second[:4] == (1, 2, False, "run-of-rank-0")
     assert (first[4], second[4]) == ([False], [True])
-    assert (first[5], second[5]) == (logging.INFO, logging.WARNING)
+    assert (first[5], second[5]) == (logging.INFO, logging.ERROR)
     assert not first[6]
     assert not second[6]
 

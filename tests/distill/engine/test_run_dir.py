@@ -1,13 +1,14 @@
 """An output folder that holds another run is safe from mistakes."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from config import CheckpointArgs, ConfigError, RunArgs, TeacherArgs, TrainArgs
+from config import CheckpointArgs, ConfigError, RunArgs, TeacherArgs, TokenizerArgs, TrainArgs
 from distill.engine import files
-from distill.engine.run_dir import check_run_dir, open_run_dir
+from distill.engine.run_dir import check_run_dir, keep_vocabulary, open_run_dir
 from tests.distill.engine.small import runtime
 
 
@@ -91,3 +92,34 @@ def test_loading_another_run_does_not_excuse(tmp_path, held):
     files.write_text(tmp_path / "other" / "latest_checkpointed_iteration.txt", "5")
     with pytest.raises(ConfigError, match="holds another run"):
         check_run_dir(run(tmp_path, load=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("save", ["file", "file/below", "/proc/nope"])
+def test_what_cannot_be_written_is_found_first(tmp_path, save):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--save=.*(is not a folder|cannot be written)"):
+        check_run_dir(run(tmp_path / save))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_looking_leaves_nothing_behind(tmp_path):
+    check_run_dir(run(tmp_path / "a" / "b"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("given", ["words.txt", "in"])
+def test_the_run_keeps_its_vocabulary(tmp_path, given):
+    for file in (tmp_path / "words.txt", tmp_path / "in" / "vocab.txt"):
+        files.write_text(file, "[PAD]\n")
+    folder = tmp_path / "run"
+    asked = replace(run(tmp_path), tokenizer=TokenizerArgs(tokenizer_path=str(tmp_path / given)))
+    keep_vocabulary(asked, runtime(run_dir=folder))
+    assert (folder / "vocab.txt").read_text() == "[PAD]\n"
+    again = replace(asked, tokenizer=TokenizerArgs(tokenizer_path=str(folder / "vocab.txt")))
+    keep_vocabulary(again, runtime(run_dir=folder))
+    assert (folder / "vocab.txt").read_text() == "[PAD]\n"
+
+
+def test_a_vocabulary_that_ships_is_not_kept(tmp_path):
+    keep_vocabulary(run(tmp_path), runtime(run_dir=tmp_path))
+    assert os.listdir(tmp_path) == []

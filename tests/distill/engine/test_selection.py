@@ -159,6 +159,8 @@ def test_zero_epochs_only_evaluate(make, tmp_path):
         engine.module.last.bias.zero_()
     results = selection.finish()
     assert results["val"]["accuracy"] == 42.0
+    found = read(tmp_path / "run" / "results.json")
+    assert (found["best"], found["best_epoch"]) == (42.0, 0)
     assert task.asked == ["val", "test"]
     assert not (tmp_path / "run" / "best").exists()
     assert (

@@ -104,6 +104,17 @@ def test_it_stops_when_the_plan_is_done(tmp_path):
     assert trainer.state.iteration == 3
 
 
+def test_weights_that_will_be_lost_are_told_once(tmp_path, caplog):
+    trainer, _ = make_trainer(tmp_path / "run", total=1)
+    trainer.fit()
+    assert "--save" not in caplog.text
+    trainer, _ = make_trainer(tmp_path / "run", total=1)
+    trainer.checkpoints = Checkpoints(trainer.run, small.runtime(), "abc")
+    trainer.fit()
+    trainer.fit()
+    assert caplog.text.count("--save: missing") == 1
+
+
 def test_moments(tmp_path):
     trainer, evaluated = make_trainer(
         tmp_path / "run", eval_every=4, save_every=(5, 3), steps_per_epoch=4
@@ -116,6 +127,17 @@ def test_moments(tmp_path):
     assert (tmp_path / "run" / "latest_checkpointed_iteration.txt").read_text() == "10"
     scores = [r for r in metrics(tmp_path / "run") if "Train/valid_loss" in r]
     assert [r["iteration"] for r in scores] == [4, 8]
+
+
+def test_an_evaluation_at_the_end_comes_before_the_checkpoint(tmp_path):
+    plan = {"eval_every": 4, "save_every": (5,), "eval_at_end": True}
+    trainer, evaluated = make_trainer(tmp_path / "run", **plan)
+    before = []
+    save = trainer.checkpoints.save
+    trainer.checkpoints.save = lambda *a: (before.append(list(evaluated)), save(*a))
+    trainer.fit()
+    assert evaluated == [4, 8, 10]
+    assert before == [[4], [4, 8, 10]]
 
 
 def test_hours_between_checkpoints(tmp_path, monkeypatch):
@@ -170,6 +192,13 @@ def test_terms_have_the_seeds_names(tmp_path):
 def poisoned(batch):
     """A batch whose loss is NaN."""
     return dataclasses.replace(batch, loss_mask=batch.loss_mask * torch.nan)
+
+
+def test_a_run_that_ends_with_a_skipped_update_says_so(tmp_path, caplog):
+    batches = [[toy_lm_batch(seed=i)] for i in range(3)]
+    batches[2] = [poisoned(batches[2][0])]
+    make_trainer(tmp_path / "run", batches=batches, total=3)[0].fit()
+    assert caplog.text.count("the run ends with its last 1 update(s) skipped") == 1
 
 
 def test_a_bad_batch_is_skipped_and_counted(tmp_path):

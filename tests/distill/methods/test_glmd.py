@@ -133,8 +133,8 @@ def test_a_perfect_student_with_top_n_is_zero_not_nan():
     assert float(take(step, toy_lm_batch(2)).loss.detach()) == 0.0
 
 
-@pytest.mark.parametrize("value", [0.0, -3.0])
-def test_top_n_must_be_positive(value):
+@pytest.mark.parametrize("value", [0.0, -3.0, 2.7, float("nan"), float("inf")])
+def test_top_n_must_be_a_number_of_tokens_or_a_fraction(value):
     with pytest.raises(ConfigError, match="--logitsdistil_top_n"):
         GLMDArgs(logitsdistil_top_n=value)
 

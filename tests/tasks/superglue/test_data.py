@@ -65,6 +65,10 @@ def test_a_missing_folder_is_named(tmp_path):
             {"sentence": 5, "label": 1},
             r"train.jsonl, line 3: field 'sentence' is 5; must be a text",
         ),
+        (
+            '{"sentence": "x \\udc00 y", "label": 1}',
+            r"train.jsonl, line 3: field 'sentence' holds half a surrogate pair",
+        ),
         ({"sentence": "x"}, r"train.jsonl, line 3: no field 'label'; it is one of 0, 1"),
         (
             {"sentence": "x", "label": 2},
@@ -77,6 +81,12 @@ def test_a_wrong_line_is_named_with_its_field(tmp_path, line, message):
     write_lines(tmp_path / "train.jsonl", [SST2[0], "", line])
     with pytest.raises(ValueError, match=message):
         task_of("sst2", tmp_path).dataset("train")
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path):
+    write_lines(tmp_path / "f.jsonl", ['{"x": "\\ud83d\\ude00"}'])
+    (record,) = read_records(tmp_path / "f.jsonl")
+    assert record.text("x") == "\U0001f600"
 
 
 def test_bytes_that_are_not_utf8_name_the_file(tmp_path):

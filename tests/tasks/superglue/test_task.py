@@ -71,6 +71,15 @@ def test_fast_decode_without_long_answers_warns(tmp_path, caplog):
     assert "--fast-decode: has no effect" in caplog.text
 
 
+def test_a_length_penalty_without_long_answers_warns(tmp_path, caplog):
+    task_of("sst2", tmp_path, length_penalty=1.0)
+    assert "--length-penalty: has no effect without answers of several tokens" in caplog.text
+    caplog.clear()
+    task_of("sst2", tmp_path, length_penalty=1.0, multi_token=True)
+    task_of("sst2", tmp_path, length_penalty=1.0, cloze=False)  # config has told
+    assert caplog.text == ""
+
+
 def test_the_seeds_encodings(vectors):
     results = {r.name.split("/", 1)[1]: r for r in check_encodings(vectors / "superglue_encodings")}
     for name in ("boolq", "cb", "copa", "rte", "wic", "ax-b", "ax-g", "other_glue_patterns/sst2"):

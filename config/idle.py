@@ -1,0 +1,137 @@
+"""Flags that were given and do nothing: a warning each reason, on the first process."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from config.distill import DistillArgs, TeacherArgs
+from config.group import ArgGroup
+from config.notes import warn
+from config.tasks import FinetuneArgs
+
+if TYPE_CHECKING:
+    from config.run import RunArgs
+
+#: Flags -> (when they have no effect, why).
+IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
+    (("--vocab-size",), lambda run: True, "on a run with a tokenizer, which decides"),
+    (
+        ("--zero_stage", "--cpu_offload", "--args_to_ds_config"),
+        lambda run: not run.parallel.deepspeed,
+        "without --deepspeed",
+    ),
+    (
+        ("--loss-scale",),
+        lambda run: not run.precision.fp16,
+        "without --fp16",
+    ),
+    (
+        ("--checkpoint-num-layers",),
+        lambda run: not run.model.checkpoint_activations,
+        "without --checkpoint-activations",
+    ),
+    (
+        ("--ib_hidden_size", "--ib_ffn_num"),
+        lambda run: not run.model.inverted_bottleneck_mode,
+        "without --inverted_bottleneck_mode",
+    ),
+    (
+        ("--teacher_ib_hidden_size", "--teacher_ib_ffn_num"),
+        lambda run: not any(t.inverted_bottleneck_mode for t in run.teachers),
+        "without --teacher_inverted_bottleneck_mode",
+    ),
+    (
+        ("--lr-decay-ratio",),
+        lambda run: run.optim.lr_decay_style == "constant",
+        "with --lr-decay-style=constant",
+    ),
+    (
+        ("--multi-token", "--length-penalty", "--adapet", "--fast-decode", "--pattern-id"),
+        lambda run: run.program == "finetune" and not run.finetuning.cloze_eval,
+        "without --cloze-eval",
+    ),
+    (
+        ("--loss-func",),
+        lambda run: run.finetuning.adapet and run.finetuning.cloze_eval,
+        "with --adapet, a loss of its own",
+    ),
+    (
+        ("--pool-token",),
+        lambda run: run.program == "finetune" and run.finetuning.cloze_eval,
+        "with --cloze-eval",
+    ),
+    (
+        ("--epochs",),
+        lambda run: run.program == "pretrain",
+        "on pretraining, whose length is --train-iters",
+    ),
+    (
+        ("--train-iters",),
+        lambda run: run.program == "finetune" and run.train.epochs is not None,
+        "with --epochs",
+    ),
+    (
+        ("--eval-epoch", "--save-epoch", "--ft_final_save")
+        + ("--custom_first_eval", "--custom_tmp_result"),
+        lambda run: run.program == "pretrain",
+        "on pretraining",
+    ),
+    (
+        ("--train-data", "--valid-data", "--test-data", "--split", "--bert-prob")
+        + ("--single-span-prob", "--avg-block-length", "--no-shuffle-block")
+        + ("--eval-interval", "--eval-iters", "--num-workers", "--text-key", "--cache-dir")
+        + ("--sample-one-document", "--non-sentence-start"),
+        lambda run: run.program == "finetune",
+        "on fine-tuning",
+    ),
+    (
+        tuple("--distill_ft_" + kind for kind in ("soft", "hard", "soft_kl", "soft_mse")),
+        lambda run: run.program == "pretrain",
+        "on pretraining",
+    ),
+    (
+        tuple("--distill_pt_" + kind for kind in ("soft", "hard", "soft_ce", "soft_mse")),
+        lambda run: run.program == "finetune",
+        "on fine-tuning",
+    ),
+    (
+        ("--distill_logit_mask_pad", "--distill_logit_mse"),
+        lambda run: not run.distill.distill_logits_parallel,
+        "without --distill_logits_parallel",
+    ),
+    (
+        tuple(f for f in FinetuneArgs.flags() if f not in ("--finetune", "--fast-decode")),
+        lambda run: run.program == "pretrain",
+        "on pretraining",
+    ),
+    (
+        tuple(f for f in DistillArgs.flags() if f not in ("--student_model", "--compat"))
+        + tuple(TeacherArgs.flags()),
+        lambda run: run.distill.student_model is None,
+        "without --student_model",
+    ),
+)
+
+
+def warn_unused(run: "RunArgs", methods: Mapping[str, type[ArgGroup]]) -> None:
+    """One warning for each reason why flags that were given do nothing in this run."""
+    told: set[str] = set()
+    for flags, idle, why in IDLE:
+        given = [flag for flag in flags if flag in run.flags and flag not in told]
+        if given and idle(run):
+            told.update(given)
+            _tell(given, why)
+    for flag, needed in type(run.method).needs.items():
+        if flag in run.flags and needed not in run.flags:
+            _tell([flag], f"without {needed}")
+    for flag in _of_other_methods(run, methods.values()):
+        _tell([flag], f"with --student_model={run.distill.student_model}")
+
+
+def _tell(flags: Sequence[str], why: str) -> None:
+    warn(f"{', '.join(flags)}: {'has' if len(flags) == 1 else 'have'} no effect {why}")
+
+
+def _of_other_methods(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> list[str]:
+    own = type(run.method).flags()
+    others = dict.fromkeys(flag for group in groups for flag in group.flags())
+    return [flag for flag in others if flag in run.flags and flag not in own]
