@@ -22,21 +22,24 @@ class Sizes:
     teacher_layers: int = 4
     student_layers: int = 2
     seq_length: int = 64  # tokens
-    batch: int = 32  # samples
-    teacher_steps: int = 900
-    student_steps: int = 300
+    batch: int = 16  # samples
+    teacher_steps: int = 1600
+    student_steps: int = 400
     lr: float = 2e-3
-    epochs: int = 4
-    ft_batch: int = 16  # samples
-    ft_lr: float = 2e-4
+    ft_batch: int = 32  # samples
+    ft_lr: float = 4e-4
+    teacher_epochs: int = 6
+    epochs: int = 4  # of a student's fine-tuning run, and of GLMD's second stage
     stage_1_epochs: int = 3
     seeds: tuple[int, ...] = (1, 2, 3)
+    teacher_seeds: tuple[int, ...] = (1,)
 
 
 FULL = Sizes()
 SMOKE = replace(
     FULL, vocabulary=2000, hidden=32, heads=2, teacher_layers=2, student_layers=1, batch=8,
-    teacher_steps=4, student_steps=4, epochs=1, stage_1_epochs=1, ft_batch=64, seeds=(1,),
+    teacher_steps=4, student_steps=4, teacher_epochs=1, epochs=1, stage_1_epochs=1,
+    ft_batch=64, seeds=(1,),
 )  # fmt: skip
 
 
@@ -108,7 +111,7 @@ class Plan:
             f"--num-layers={layers}", f"--hidden-size={s.hidden}",
             f"--num-attention-heads={s.heads}", f"--max-position-embeddings={s.seq_length}",
             "--train-data", *CORPUS, "--text-key=sentence", "--split=100,1,1",
-            f"--cache-dir={self.folder('cache')}", "--bert-prob=1.0",
+            f"--cache-dir={self.folder('cache')}", "--num-workers=0", "--bert-prob=1.0",
             f"--train-iters={steps}", f"--batch-size={s.batch}", f"--lr={s.lr}",
             "--lr-decay-style=cosine", "--lr-decay-ratio=0.05", "--warmup=0.05",
             "--adam-beta2=0.98", "--adam-eps=1e-6",
@@ -125,7 +128,8 @@ class Plan:
             "distilled": "student, distilled in pretraining (GLMD)",
         }
         # The longest chain first: the teacher's runs, then both stages of GLMD.
-        runs = {"teacher": tuple(self._finetune_plainly("teacher", seed) for seed in s.seeds)}
+        teachers = [self._finetune_plainly("teacher", seed) for seed in s.teacher_seeds]
+        runs = {"teacher": tuple(teachers)}
         first, second = zip(*(self._finetune_glmd(seed) for seed in s.seeds), strict=True)
         for start in ("plain", "distilled"):
             runs[start] = tuple(self._finetune_plainly(start, seed) for seed in s.seeds)
@@ -141,11 +145,12 @@ class Plan:
     @property
     def _tuned_teacher(self) -> str:
         """The teacher of both GLMD stages: the first seed's, chosen before any score is known."""
-        return f"teacher-sst2-{self.sizes.seeds[0]}"
+        return f"teacher-sst2-{self.sizes.teacher_seeds[0]}"
 
     def _finetune_plainly(self, start: str, seed: int) -> str:
         name = f"{start}-sst2-{seed}"
-        command = self._finetune(name, seed, self.sizes.epochs, start)
+        epochs = self.sizes.teacher_epochs if start == "teacher" else self.sizes.epochs
+        command = self._finetune(name, seed, epochs, start)
         return self._add(name, f"fine-tune: {start}, seed {seed}", command, start)
 
     def _finetune_glmd(self, seed: int) -> tuple[str, str]:
@@ -167,7 +172,7 @@ class Plan:
         return [
             "distill/finetune.py", *self._common(name, seed),
             "--task=SST-2", f"--data-dir={TASK}", "--cloze-eval", "--pattern-id=1",
-            f"--cache-dir={self.folder('cache')}", f"--load-pretrained={self.folder(start)}",
+            f"--load-pretrained={self.folder(start)}",
             f"--epochs={epochs}", f"--batch-size={s.ft_batch}", f"--lr={s.ft_lr}",
             "--lr-decay-style=linear", "--lr-decay-ratio=0", "--warmup=0.1", "--eval-batch-size=50",
         ]  # fmt: skip
@@ -176,7 +181,7 @@ class Plan:
         return [
             f"--save={self.out}", f"--experiment-name={name}", "--overwrite", f"--seed={seed}",
             f"--seq-length={self.sizes.seq_length}", f"--tokenizer-path={self.folder('vocab.txt')}",
-            "--num-workers=0", "--no-save-optim", "--log-interval=20",
+            "--no-save-optim", "--log-interval=20",
         ]  # fmt: skip
 
     def _teacher(self, name: str) -> list[str]:

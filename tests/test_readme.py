@@ -58,13 +58,26 @@ def planned_commands() -> list[tuple[str, list[str]]]:
     ]
 
 
+def with_flags_of_run(word: str, file: Path) -> str:
+    """`--args_file=runs/NAME/config.json` as the file that README's command for NAME would write."""
+    found = re.fullmatch(r"--args_file=runs/(.*)/config.json", word)
+    if found is None:
+        return word
+    name = f"--experiment-name={found[1]}"
+    (program, *flags) = next(words for _, words in written_commands() if name in words)
+    run = parse_args(flags, program=PROGRAMS[program], methods=method_args())
+    file.write_text(run.to_json())
+    return f"--args_file={file}"
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [*written_commands(), *planned_commands()],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_the_command_parses(place, words, monkeypatch):
+def test_the_command_parses(place, words, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    words = [with_flags_of_run(word, tmp_path / "config.json") for word in words]
     run = parse_args(words[1:], program=PROGRAMS[words[0]], methods=method_args())
     assert run.program == PROGRAMS[words[0]]
 
