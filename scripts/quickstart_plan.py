@@ -3,6 +3,7 @@
 Only public commands: each is what a user types at the repository's root.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,15 +23,15 @@ class Sizes:
     teacher_layers: int = 4
     student_layers: int = 2
     seq_length: int = 64  # tokens
-    batch: int = 16  # samples
-    teacher_steps: int = 1600
-    student_steps: int = 400
+    batch: int = 32  # samples
+    teacher_steps: int = 800
+    student_steps: int = 250
     lr: float = 2e-3
     ft_batch: int = 32  # samples
     ft_lr: float = 4e-4
+    stage_1_lr: float = 1e-3  # GLMD's logits loss is one of all positions: small at the answer
     teacher_epochs: int = 6
-    epochs: int = 4  # of a student's fine-tuning run, and of GLMD's second stage
-    stage_1_epochs: int = 3
+    epochs: int = 3  # of a student's fine-tuning run; GLMD has two
     seeds: tuple[int, ...] = (1, 2, 3)
     teacher_seeds: tuple[int, ...] = (1,)
 
@@ -38,7 +39,7 @@ class Sizes:
 FULL = Sizes()
 SMOKE = replace(
     FULL, vocabulary=2000, hidden=32, heads=2, teacher_layers=2, student_layers=1, batch=8,
-    teacher_steps=4, student_steps=4, teacher_epochs=1, epochs=1, stage_1_epochs=1,
+    teacher_steps=4, student_steps=4, teacher_epochs=1, epochs=1,
     ft_batch=64, seeds=(1,),
 )  # fmt: skip
 
@@ -61,6 +62,7 @@ class Row:
     runs: tuple[str, ...]  # fine-tuning runs whose scores are reported
     pretraining: str  # the model's own
     before: tuple[str, ...]  # all that comes before fine-tuning, in order, to be shown
+    epochs: str  # of fine-tuning
     first_stages: tuple[str, ...] = ()  # in the order of `runs`
 
 
@@ -122,21 +124,27 @@ class Plan:
 
     def _fine_tuning(self) -> list[Row]:
         s = self.sizes
-        kinds = {
-            "teacher": "teacher",
-            "plain": "student, undistilled",
-            "distilled": "student, distilled in pretraining (GLMD)",
-        }
-        # The longest chain first: the teacher's runs, then both stages of GLMD.
-        teachers = [self._finetune_plainly("teacher", seed) for seed in s.teacher_seeds]
-        runs = {"teacher": tuple(teachers)}
+        teacher = tuple(self._finetune_plainly("teacher", s.teacher_epochs, s.teacher_seeds))
+        # The longest chain first: both stages of GLMD.
         first, second = zip(*(self._finetune_glmd(seed) for seed in s.seeds), strict=True)
-        for start in ("plain", "distilled"):
-            runs[start] = tuple(self._finetune_plainly(start, seed) for seed in s.seeds)
-        rows = [Row(title, runs[key], key, self._before(key)) for key, title in kinds.items()]
-        title = "student, distilled in pretraining and fine-tuning (GLMD)"
+        plain, longer, distilled = (
+            tuple(self._finetune_plainly(start, epochs, s.seeds))
+            for start, epochs in (
+                ("plain", s.epochs),
+                ("plain", 2 * s.epochs),
+                ("distilled", s.epochs),
+            )
+        )
+        student = "student, distilled in pretraining"
         before = (*self._before("distilled"), self._tuned_teacher)
-        return [*rows, Row(title, second, "distilled", before, first)]
+        stages, two = f"{s.epochs} + {s.epochs}", str(2 * s.epochs)
+        return [
+            Row("teacher", teacher, "teacher", ("teacher",), str(s.teacher_epochs)),
+            Row("student, undistilled", plain, "plain", ("plain",), str(s.epochs)),
+            Row("student, undistilled, twice as long", longer, "plain", ("plain",), two),
+            Row(student, distilled, "distilled", self._before("distilled"), str(s.epochs)),
+            Row(f"{student} and in fine-tuning", second, "distilled", before, stages, first),
+        ]
 
     @staticmethod
     def _before(start: str) -> tuple[str, ...]:
@@ -147,16 +155,17 @@ class Plan:
         """The teacher of both GLMD stages: the first seed's, chosen before any score is known."""
         return f"teacher-sst2-{self.sizes.teacher_seeds[0]}"
 
-    def _finetune_plainly(self, start: str, seed: int) -> str:
-        name = f"{start}-sst2-{seed}"
-        epochs = self.sizes.teacher_epochs if start == "teacher" else self.sizes.epochs
-        command = self._finetune(name, seed, epochs, start)
-        return self._add(name, f"fine-tune: {start}, seed {seed}", command, start)
+    def _finetune_plainly(self, start: str, epochs: int, seeds: tuple[int, ...]) -> Iterator[str]:
+        for seed in seeds:
+            longer = start == "plain" and epochs > self.sizes.epochs
+            name = f"{start}{'-long' if longer else ''}-sst2-{seed}"
+            about = f"fine-tune: {start}, {epochs} epochs, seed {seed}"
+            yield self._add(name, about, self._finetune(name, seed, epochs, start), start)
 
     def _finetune_glmd(self, seed: int) -> tuple[str, str]:
         s, teacher = self.sizes, self._tuned_teacher
         first, second = f"glmd-1-sst2-{seed}", f"glmd-2-sst2-{seed}"
-        command = self._finetune(first, seed, s.stage_1_epochs, "distilled")
+        command = self._finetune(first, seed, s.epochs, "distilled", s.stage_1_lr)
         command += [*self._glmd(), *self._teacher(teacher)]
         about = f"fine-tune: GLMD stage 1, seed {seed}"
         self._add(first, about, command, "distilled", teacher)
@@ -167,13 +176,15 @@ class Plan:
         self._add(second, about, command, first)
         return first, second
 
-    def _finetune(self, name: str, seed: int, epochs: int, start: str) -> list[str]:
+    def _finetune(
+        self, name: str, seed: int, epochs: int, start: str, lr: float | None = None
+    ) -> list[str]:
         s = self.sizes
         return [
             "distill/finetune.py", *self._common(name, seed),
             "--task=SST-2", f"--data-dir={TASK}", "--cloze-eval", "--pattern-id=1",
             f"--load-pretrained={self.folder(start)}",
-            f"--epochs={epochs}", f"--batch-size={s.ft_batch}", f"--lr={s.ft_lr}",
+            f"--epochs={epochs}", f"--batch-size={s.ft_batch}", f"--lr={lr or s.ft_lr}",
             "--lr-decay-style=linear", "--lr-decay-ratio=0", "--warmup=0.1", "--eval-batch-size=50",
         ]  # fmt: skip
 

@@ -65,7 +65,7 @@ def test_the_plan_is_complete(sizes):
         reads = [word for word in step.command if "load_pretrained=" in word.replace("-", "_")]
         for word in reads:
             assert Path(word.split("=")[1]).name in step.needs or step.name.startswith("glmd-2")
-    assert [len(row.runs) for row in plan.rows[1:]] == [len(sizes.seeds)] * 3
+    assert [len(row.runs) for row in plan.rows[1:]] == [len(sizes.seeds)] * 4
 
 
 def test_student_and_teacher_differ_in_depth_only_and_students_train_equally_long():
@@ -106,7 +106,7 @@ def test_the_smoke_run_reports_every_model(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [len(model["test"]) for model in report["models"]] == [1] * 4
+    assert [len(model["test"]) for model in report["models"]] == [1] * 5
     teacher, *students = report["models"]
     assert all(student["parameters"] < teacher["parameters"] for student in students)
     assert all(model["bytes_on_disk"] > 4 * model["parameters"] for model in report["models"])
