@@ -27,11 +27,13 @@ class Sizes:
     teacher_steps: int = 800
     student_steps: int = 250
     lr: float = 2e-3
-    ft_batch: int = 32  # samples
-    ft_lr: float = 4e-4
+    ft_batch: int = 16  # samples
+    teacher_lr: float = 2e-4
+    ft_lr: float = 5e-4
     stage_1_lr: float = 1e-3  # GLMD's logits loss is one of all positions: small at the answer
-    teacher_epochs: int = 6
-    epochs: int = 3  # of a student's fine-tuning run; GLMD has two
+    teacher_epochs: int = 5
+    stage_1_epochs: int = 2  # of GLMD's first stage, without labels
+    epochs: int = 3  # of a student's fine-tuning run, and of GLMD's second stage
     seeds: tuple[int, ...] = (1, 2, 3)
     teacher_seeds: tuple[int, ...] = (1,)
 
@@ -39,7 +41,7 @@ class Sizes:
 FULL = Sizes()
 SMOKE = replace(
     FULL, vocabulary=2000, hidden=32, heads=2, teacher_layers=2, student_layers=1, batch=8,
-    teacher_steps=4, student_steps=4, teacher_epochs=1, epochs=1,
+    teacher_steps=4, student_steps=4, teacher_epochs=1, stage_1_epochs=1, epochs=1,
     ft_batch=64, seeds=(1,),
 )  # fmt: skip
 
@@ -131,17 +133,17 @@ class Plan:
             tuple(self._finetune_plainly(start, epochs, s.seeds))
             for start, epochs in (
                 ("plain", s.epochs),
-                ("plain", 2 * s.epochs),
+                ("plain", s.stage_1_epochs + s.epochs),
                 ("distilled", s.epochs),
             )
         )
         student = "student, distilled in pretraining"
         before = (*self._before("distilled"), self._tuned_teacher)
-        stages, two = f"{s.epochs} + {s.epochs}", str(2 * s.epochs)
+        stages, both = f"{s.stage_1_epochs} + {s.epochs}", str(s.stage_1_epochs + s.epochs)
         return [
             Row("teacher", teacher, "teacher", ("teacher",), str(s.teacher_epochs)),
             Row("student, undistilled", plain, "plain", ("plain",), str(s.epochs)),
-            Row("student, undistilled, twice as long", longer, "plain", ("plain",), two),
+            Row("student, undistilled, longer", longer, "plain", ("plain",), both),
             Row(student, distilled, "distilled", self._before("distilled"), str(s.epochs)),
             Row(f"{student} and in fine-tuning", second, "distilled", before, stages, first),
         ]
@@ -160,12 +162,13 @@ class Plan:
             longer = start == "plain" and epochs > self.sizes.epochs
             name = f"{start}{'-long' if longer else ''}-sst2-{seed}"
             about = f"fine-tune: {start}, {epochs} epochs, seed {seed}"
-            yield self._add(name, about, self._finetune(name, seed, epochs, start), start)
+            lr = self.sizes.teacher_lr if start == "teacher" else None
+            yield self._add(name, about, self._finetune(name, seed, epochs, start, lr), start)
 
     def _finetune_glmd(self, seed: int) -> tuple[str, str]:
         s, teacher = self.sizes, self._tuned_teacher
         first, second = f"glmd-1-sst2-{seed}", f"glmd-2-sst2-{seed}"
-        command = self._finetune(first, seed, s.epochs, "distilled", s.stage_1_lr)
+        command = self._finetune(first, seed, s.stage_1_epochs, "distilled", s.stage_1_lr)
         command += [*self._glmd(), *self._teacher(teacher)]
         about = f"fine-tune: GLMD stage 1, seed {seed}"
         self._add(first, about, command, "distilled", teacher)

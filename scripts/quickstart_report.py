@@ -133,7 +133,7 @@ def markdown(plan: Plan, lines: list[Line], base: dict[str, float], said: list[s
         "",
         *(f"- {sentence}" for sentence in said),
         "- Distilled: by GLMD, with the teacher of the first row. Epochs: of fine-tuning; GLMD's "
-        "two stages train twice, so the undistilled student is also shown with as many epochs.\n"
+        "two stages train longer, so the undistilled student is also shown with as many epochs.\n"
         "- Training: the model's own pretraining and fine-tuning (mean over seeds), in seconds of "
         "a process beside which another one runs. A teacher's time is in its own row.\n",
         "Pretraining, nats per target token of held-out text:\n",
