@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -133,7 +134,8 @@ def markdown(plan: Plan, lines: list[Line], base: dict[str, float], said: list[s
         "",
         *(f"- {sentence}" for sentence in said),
         "- Distilled: by GLMD, with the teacher of the first row. Epochs: of fine-tuning; GLMD's "
-        "two stages train longer, so the undistilled student is also shown with as many epochs.\n"
+        "two stages train longer, so the undistilled student is also shown with as many epochs. "
+        "Each kind of model has the learning rate that did best for it on validation.\n"
         "- Training: the model's own pretraining and fine-tuning (mean over seeds), in seconds of "
         "a process beside which another one runs. A teacher's time is in its own row.\n",
         "Pretraining, nats per target token of held-out text:\n",
@@ -155,7 +157,7 @@ def plot(plan: Plan, lines: list[Line], base: dict[str, float], path: Path) -> N
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
-    labels = [x.model.replace(", ", ",\n").replace(" (GLMD)", "\n(GLMD)") for x in lines]
+    labels = ["\n".join(textwrap.wrap(x.model, 16)) for x in lines]
     places = range(len(lines))
     colors = [f"C{i}" for i in places]
     left.bar(places, [mean(x.test) for x in lines], color=colors, alpha=0.6)
@@ -170,6 +172,7 @@ def plot(plan: Plan, lines: list[Line], base: dict[str, float], path: Path) -> N
         means = [mean(values) for values in zip(*curves, strict=False)]
         right.plot(range(1, len(means) + 1), means, color=colors[place], label=row.title)
     right.axhline(base["val"], color="gray", linestyle="--")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="epoch of the last stage", ylabel="validation accuracy (%)")
     right.legend(fontsize=8)
     figure.tight_layout()
