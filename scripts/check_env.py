@@ -34,12 +34,14 @@ def problems(root: Path = ROOT) -> list[str]:
 
 
 def installed_from() -> Path | None:
-    """The folder that `pip install -e` was given; None if the project is not installed so."""
-    try:
-        text = metadata.distribution("glm-distill").read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
-        return None
-    url = json.loads(text)["url"] if text else ""
+    """The folder that `pip install -e` was given; None if the project is not installed so.
+
+    Building leaves an .egg-info of the same name in the checkout: it names no folder.
+    """
+    texts = (
+        found.read_text("direct_url.json") for found in metadata.distributions(name="glm-distill")
+    )
+    url = next((json.loads(text)["url"] for text in texts if text), None)
     return Path(unquote(urlparse(url).path)).resolve() if url else None
 
 
