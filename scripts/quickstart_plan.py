@@ -28,8 +28,8 @@ class Sizes:
     student_steps: int = 250
     lr: float = 2e-3
     ft_batch: int = 16  # samples
-    ft_lr: float = 2e-4  # each learning rate is the one that was best on validation
-    distilled_lr: float = 5e-4  # of students that GLMD pretrained: at 2e-4 they stay at 50%
+    teacher_lr: float = 2e-4
+    ft_lr: float = 5e-4  # of students: best on validation of 2e-4 and 5e-4, distilled or not
     stage_1_lr: float = 1e-3  # GLMD's logits loss is one of all positions: small at the answer
     teacher_epochs: int = 5
     stage_1_epochs: int = 2  # of GLMD's first stage, without labels
@@ -162,7 +162,7 @@ class Plan:
             longer = start == "plain" and epochs > self.sizes.epochs
             name = f"{start}{'-long' if longer else ''}-sst2-{seed}"
             about = f"fine-tune: {start}, {epochs} epochs, seed {seed}"
-            lr = self.sizes.distilled_lr if start == "distilled" else self.sizes.ft_lr
+            lr = self.sizes.teacher_lr if start == "teacher" else self.sizes.ft_lr
             yield self._add(name, about, self._finetune(name, seed, epochs, start, lr), start)
 
     def _finetune_glmd(self, seed: int) -> tuple[str, str]:
@@ -172,7 +172,7 @@ class Plan:
         command += [*self._glmd(), *self._teacher(teacher)]
         about = f"fine-tune: GLMD stage 1, seed {seed}"
         self._add(first, about, command, "distilled", teacher)
-        command = self._finetune(second, seed, s.epochs, first, s.distilled_lr)
+        command = self._finetune(second, seed, s.epochs, first, s.ft_lr)
         command += ["--student_model=logitsdistil", "--distill_ft_soft", "--logitsdistil_wo_inter"]
         command += self._teacher(teacher)
         about = f"fine-tune: GLMD stage 2, seed {seed}"
