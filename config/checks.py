@@ -208,6 +208,7 @@ def _distillation(run: "RunArgs") -> Iterator[str]:
         Compat.parse(run.distill.compat)
     except ConfigError as error:
         yield from error.problems
+    yield from run.distill.passes_that_never_come()
     for teacher in run.teachers:
         if teacher.load_pretrained is None and not teacher.random_para:
             yield (

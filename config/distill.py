@@ -1,7 +1,10 @@
 """Distillation: the student's method, the switches of the prediction layer, the teachers."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from config.errors import ConfigError
 from config.group import ArgGroup, flag
 from config.model import ModelArgs
 
@@ -29,6 +32,70 @@ class DistillArgs(ArgGroup):
     distill_logits_parallel: bool = flag(False, "add a loss on the vocabulary logits")
     distill_logit_mask_pad: bool = flag(False, "for it: leave padding out")
     distill_logit_mse: bool = flag(False, "for it: squared error")
+    forward_repeat_num: int = flag(0, "further passes over each micro-batch; their losses add up")
+    ignore_first_backward_gard: bool = flag(False, "with it: the first pass's loss is left out")
+    distill_random_data: str = flag(
+        "", "random tokens in place of the data, or beside it", choices=("", "dual", "replace")
+    )
+    distill_random_data_n: str = flag("0", "for it: passes with random tokens, as 0,1")
+    distill_random_data_method: str = flag(
+        "shuffle", "for it: the batch's tokens shuffled, or drawn", choices=("shuffle", "sample")
+    )
+    distil_analysis_inter: bool = flag(False, "log how alike all layers of both models are")
+    distil_analysis_frcn: str = flag("0", "for it: passes that are analysed, as 0,1")
+    mt_disable_operation: str = flag("0", "1: the teacher's forward is not computed")
+    student_truncate_tn: int | None = flag(
+        None, "start from the first layers and entries of this teacher's weights (0-based)"
+    )
+    student_init_layers: str | None = flag(
+        None, "teacher layers to start from: 0,2,4,... or even, first, last; default: first"
+    )
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.forward_repeat_num < 0:
+            problems.append(f"--forward_repeat_num={self.forward_repeat_num}: must not be negative")
+        for name in ("distill_random_data_n", "distil_analysis_frcn"):
+            if not re.fullmatch(r"\d+(,\d+)*", getattr(self, name)):
+                problems.append(
+                    f"--{name}={getattr(self, name)}: must be numbers of passes, as 0,1"
+                )
+        if problems:
+            raise ConfigError(problems)
+
+    def passes_that_never_come(self) -> Iterator[str]:
+        """A line for each option of passes that this run does not have."""
+        last = self.forward_repeat_num
+        for name, on in (
+            ("distill_random_data_n", self.distill_random_data),
+            ("distil_analysis_frcn", self.distil_analysis_inter),
+        ):
+            if on and min(passes(getattr(self, name))) > last:
+                value = getattr(self, name)
+                yield (
+                    f"--{name}={value}: there are passes 0 to {last} only, so it has no effect; "
+                    f"add --forward_repeat_num={max(passes(value))}, or give --{name}=0"
+                )
+
+    @property
+    def ignores_first_pass(self) -> bool:
+        """Whether the loss of pass 0 is left out."""
+        return self.ignore_first_backward_gard and self.forward_repeat_num > 0
+
+    @property
+    def random_passes(self) -> frozenset[int]:
+        """Passes whose tokens are random."""
+        return passes(self.distill_random_data_n)
+
+    @property
+    def teacher_runs(self) -> bool:
+        """Whether the teacher's forward is computed."""
+        return self.mt_disable_operation.strip() != "1"
+
+
+def passes(text: str) -> frozenset[int]:
+    """`"0,2"` -> {0, 2}"""
+    return frozenset(int(word) for word in text.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,10 @@ class ArgGroup:
         """argparse's attribute name of a field: the seed's flat name, `num_layers`."""
         return cls.spelling(f).lstrip("-").replace("-", "_")
 
+    def mixes(self) -> tuple[str, ...]:
+        """Names of methods that this one runs; their groups are taken from the flags, too."""
+        return ()
+
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Declare the group's flags. Nothing is filled in for a flag that was not given."""

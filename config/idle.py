@@ -99,6 +99,26 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --distill_logits_parallel",
     ),
     (
+        ("--ignore_first_backward_gard",),
+        lambda run: run.distill.forward_repeat_num == 0,
+        "without --forward_repeat_num",
+    ),
+    (
+        ("--distill_random_data_n", "--distill_random_data_method"),
+        lambda run: not run.distill.distill_random_data,
+        "without --distill_random_data",
+    ),
+    (
+        ("--distil_analysis_frcn",),
+        lambda run: not run.distill.distil_analysis_inter,
+        "without --distil_analysis_inter",
+    ),
+    (
+        ("--student_init_layers",),
+        lambda run: run.distill.student_truncate_tn is None,
+        "without --student_truncate_tn",
+    ),
+    (
         tuple(f for f in FinetuneArgs.flags() if f not in ("--finetune", "--fast-decode")),
         lambda run: run.program == "pretrain",
         "on pretraining",
@@ -120,9 +140,10 @@ def warn_unused(run: "RunArgs", methods: Mapping[str, type[ArgGroup]]) -> None:
         if given and idle(run):
             told.update(given)
             _tell(given, why)
-    for flag, needed in type(run.method).needs.items():
-        if flag in run.flags and needed not in run.flags:
-            _tell([flag], f"without {needed}")
+    for group in (run.method, *run.mixed.values()):
+        for flag, needed in type(group).needs.items():
+            if flag in run.flags and needed not in run.flags:
+                _tell([flag], f"without {needed}")
     for flag in _of_other_methods(run, methods.values()):
         _tell([flag], f"with --student_model={run.distill.student_model}")
 
@@ -132,6 +153,6 @@ def _tell(flags: Sequence[str], why: str) -> None:
 
 
 def _of_other_methods(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> list[str]:
-    own = type(run.method).flags()
+    own = {flag for group in (run.method, *run.mixed.values()) for flag in type(group).flags()}
     others = dict.fromkeys(flag for group in groups for flag in group.flags())
     return [flag for flag in others if flag in run.flags and flag not in own]

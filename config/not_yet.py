@@ -75,22 +75,16 @@ _FEATURES = {
         "continuous-prompt num-prompt-tokens=0 prompt-func=lstm freeze-transformer "
         "tune-prefix-layers prefix-prompt=0 prompt-init"
     ),
-    "repeated forward passes": "forward_repeat_num=0 ignore_first_backward_gard",
     "vocabulary compression": (
         "map_vocab_size=0 unmap_vocab_output student_build_map_vocab student_map_vocab_tn "
         "student_map_vocab_method=decoder distill_logit_mask_map teacher_map_vocab_size=0 "
         "logitsdistil_teacher_input_ids_map"
     ),
-    "starting a student from a truncated teacher": "student_truncate_tn",
     "several teachers": (
         "mt_num_attention_heads= mt_hidden_size= mt_num_layers= mt_max_position_embeddings= "
         "mt_load_pretrained= mt_ib_hidden_size= mt_ib_ffn_num= mt_ib_word_emb= "
-        "mt_compress_word_emb= mt_map_vocab_size= mt_disable_operation=0 mt_model_load "
+        "mt_compress_word_emb= mt_map_vocab_size= mt_model_load "
         "mt_load_from_s multi_teacher_model mt_has_loss mt_has_grad student_use_empty_glm"
-    ),
-    "the teacher-student analysis": "distil_analysis_inter distil_analysis_frcn=0",
-    "random data": (
-        "distill_random_data= distill_random_data_n=0 distill_random_data_method=shuffle"
     ),
     "combining teachers by average": (
         "avgmt_inter_checkpoint avgmt_pre_checkpoint avgmt_sum_loss avgmt_teacher_survival_p=1"

@@ -78,6 +78,7 @@ class RunArgs:
     distill: DistillArgs = DistillArgs()
     teachers: tuple[TeacherArgs, ...] = ()
     method: ArgGroup = NoArgs()
+    mixed: dict[str, ArgGroup] = field(default_factory=dict)  # of methods that `method` runs
     deepspeed: dict[str, Any] | None = None  # handed to deepspeed.initialize as it is
     flags: dict[str, Any] = field(default_factory=dict)  # spelling -> value, as they were given
 
@@ -124,6 +125,10 @@ class RunArgs:
         kinds = GROUPS | {"method": method}
         values = {key: _group(kind, tree.get(key, {})) for key, kind in kinds.items()}
         values["teachers"] = tuple(_group(TeacherArgs, t) for t in tree.get("teachers", ()))
+        values["mixed"] = {
+            name: _group((methods or {}).get(name, NoArgs), group)
+            for name, group in tree.get("mixed", {}).items()
+        }
         for key in ("program", "deepspeed", "flags"):
             if key in tree:
                 values[key] = tree[key]
@@ -136,7 +141,7 @@ _FIELDS = frozenset(f.name for f in dataclasses.fields(RunArgs))
 def _flat_order(run: RunArgs) -> list[ArgGroup]:
     """Groups in the order in which a flat name is looked up."""
     teachers = run.teachers[:1] or (TeacherArgs(),)
-    return [run.method, *(getattr(run, key) for key in GROUPS), *teachers]
+    return [run.method, *run.mixed.values(), *(getattr(run, key) for key in GROUPS), *teachers]
 
 
 def _group(kind: type[ArgGroup], values: Mapping[str, Any]) -> ArgGroup:
@@ -172,6 +177,7 @@ def parse_args(
     warn_ignored(given)
     values = _take_groups(given, problems)
     values |= _take_method(given, methods, problems)
+    values |= _take_mixed(given, values.get("method", NoArgs()), methods, problems)
     values["teachers"] = _take_teachers(given, values, problems)
     if set(GROUPS) <= set(values):
         values["blocks"] = dataclasses.replace(values["blocks"], block_lm=True)
@@ -227,12 +233,36 @@ def _take_method(
     if name is None:
         return {}
     if name not in methods:
-        what = "is not supported yet" if name in SEED_METHODS else "is no method"
-        known = ", ".join(sorted(methods))
-        problems.append(f"--student_model={name}: {what}; known are {known}")
+        problems.append(f"--student_model={name}: {_unknown_method(name, methods)}")
         return {}
     group = _collect(problems, methods[name].take, given)
     return {} if group is None else {"method": group}
+
+
+def _unknown_method(name: str, methods: Mapping[str, type[ArgGroup]]) -> str:
+    what = "is not supported yet" if name in SEED_METHODS else "is no method"
+    return (
+        f"{what}; known are {', '.join(sorted(methods))}; a class of your own is "
+        "path/to/file.py:ClassName"
+    )
+
+
+def _take_mixed(
+    given: argparse.Namespace,
+    method: ArgGroup,
+    methods: Mapping[str, type[ArgGroup]],
+    problems: list[str],
+) -> dict[str, Any]:
+    """The groups of the methods that the chosen one runs."""
+    mixed = {}
+    for name in method.mixes():
+        if name not in methods:
+            problems.append(
+                f"--student_model={given.student_model}: {name!r} {_unknown_method(name, methods)}"
+            )
+        else:
+            mixed[name] = _collect(problems, methods[name].take, given)
+    return {"mixed": {name: group for name, group in mixed.items() if group is not None}}
 
 
 def _take_teachers(

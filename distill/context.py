@@ -1,4 +1,6 @@
-"""Where a run is (`TrainState`) and what a loss may know besides its tensors (`LossContext`)."""
+"""Where a run is (`TrainState`), what a method sees of it (`Clock`), what a loss may know besides
+
+its tensors (`LossContext`)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ class TrainState:
     samples: int = 0  # samples seen, all data-parallel ranks together
     tokens: int = 0  # tokens seen, padding left out
     seconds: float = 0.0  # time spent in training steps
+    method: dict[str, Any] = field(default_factory=dict)  # what the method must remember
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -35,6 +38,22 @@ class TrainState:
             if f.name in values:
                 setattr(self, f.name, values[f.name])
         return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """Where one forward pass is: what a method's schedules and draws depend on."""
+
+    iteration: int = 0  # optimizer steps done
+    total: int = 0  # optimizer steps of the whole run; 0: not known
+    epoch: int = 0  # of fine-tuning
+    micro_step: int = 0  # micro-batch of this optimizer step
+    repeat: int = 0  # pass over this micro-batch: 0, or 1.. with --forward_repeat_num
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is done, 0 to 1."""
+        return self.iteration / max(1, self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +69,7 @@ class LossContext:
     | tokens    | [b * c, s]   | every token, padding and padded choices left out                 |
     | answers   | [b * c, s]   | cloze: positions that score an answer                            |
     | samples   | [b]          | one row a sample                                                 |
+    | sequences | [b * c]      | one row a sequence: padded choices left out                      |
     | all       | [b * c, s]   | the tokens; under --compat=D3 every position, padding included   |
     """
 
@@ -61,8 +81,8 @@ class LossContext:
     logit_mask: Tensor | None = None  # as target_ids of the batch, cloze only
     class_mask: Tensor | None = None  # [b, c] 1 for a real choice
     layout: Layout = Layout.REPLICATED  # of the logits: SHARD_LAST where they are [b, s, v/p]
-    iteration: int = 0  # optimizer steps done
-    epoch: int = 0
+    token_mask: Tensor | None = None  # [b * c, s] 1 for a token of a real choice of a real sample
+    keys: Tensor | None = None  # [b * c, 1, 1, s] True on keys that are tokens; None under D3: all
 
     def keywords(self) -> dict[str, Any]:
         """The fields by name, to be passed on as keywords."""

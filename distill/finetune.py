@@ -31,28 +31,31 @@ def finetune(argv: Sequence[str]) -> None:
     from config import parse_args
     from distill.registry import method_args
 
-    run = parse_args(argv, program="finetune", methods=method_args())
+    run = parse_args(argv, program="finetune", methods=method_args(argv))
 
     from distill.engine.build import build_module, open_run, start, write_summary
     from distill.engine.selection import Selection
     from distill.engine.summary import Summary
     from distill.engine.trainer import Trainer
     from distill.engine.wrap import wrap
-    from distill.step import DistillStep
+    from distill.step import DistillStep, check_needs
     from distill.teacher import build_teachers
     from tasks.registry import build_task
 
     run, runtime, tokenizer = start(run)
     with_blocks = not run.model.no_block_position
     task = build_task(run.finetuning, run.data, tokenizer, run.compat, block_position=with_blocks)
+    check_needs(run, task.head)
     loaders = load_data(task, run, runtime)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
     engine = wrap(build_module(run, task.head), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)
     selection = Selection(engine, task, loaders, state, run, runtime, checkpoints)
-    step, train = DistillStep(task, engine, teachers, run, state), loaders["train"]
+    train = loaders["train"]
+    when = plan(run, train)
+    step = DistillStep(task, engine, teachers, run, state, total=when.total)
     trainer = Trainer(
-        *(engine, step, train, plan(run, train), state, run, runtime),
+        *(engine, step, train, when, state, run, runtime),
         checkpoints=checkpoints,
         summary=Summary(run, runtime, start=state.iteration),
         evaluate=selection.evaluate,

@@ -29,20 +29,21 @@ def pretrain(argv: Sequence[str]) -> None:
     from config import parse_args
     from distill.registry import method_args
 
-    run = parse_args(argv, program="pretrain", methods=method_args())
+    run = parse_args(argv, program="pretrain", methods=method_args(argv))
 
     from distill.engine.build import build_module, open_run, start, write_summary
     from distill.engine.evaluate import evaluate
     from distill.engine.summary import Summary
     from distill.engine.trainer import Trainer
     from distill.engine.wrap import wrap
-    from distill.step import DistillStep
+    from distill.step import DistillStep, check_needs
     from distill.teacher import build_teachers
     from tasks.block_lm import BlockLM
 
     run, runtime, tokenizer = start(run)
     loaders = load_data(run, runtime, tokenizer)
     task = BlockLM()
+    check_needs(run, task.head)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
     engine = wrap(build_module(run, task.head), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)

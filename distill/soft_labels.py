@@ -14,10 +14,11 @@ choices take part (D6).
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
-from config import Compat, DistillArgs
+from config import Compat, DistillArgs, RunArgs
 from distill.context import LossContext
 from distill.losses import kl, mse, soft_cross_entropy
 from distill.rows import Rows, masked_rows
@@ -33,6 +34,12 @@ class SoftLabels:
     args: DistillArgs
     compat: Compat
     stage: str  # "pt" or "ft", as in the flags
+
+    @classmethod
+    def of(cls, run: RunArgs) -> Self:
+        """Those of a run."""
+        stage = "ft" if run.program == "finetune" else "pt"
+        return cls(args=run.distill, compat=run.compat, stage=stage)
 
     @property
     def soft(self) -> bool:

@@ -2,6 +2,9 @@
 
 The only code that knows the order: hooks, student forward, hard loss, teachers, terms. It is the
 same for pretraining and for every task, with and without teachers.
+
+With --forward_repeat_num=k all of it is done k more times on the same micro-batch (a *pass*), and
+the losses are added; with --ignore_first_backward_gard that of the first pass is left out.
 """
 
 import dataclasses
@@ -9,15 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from config import ConfigError, RunArgs
 from data_utils.batch import Batch
-from distill.capture import Hook, merge_hooks, to_hook
-from distill.context import LossContext, TrainState
+from distill.capture import Captured, Hook, merge_hooks, to_hook
+from distill.context import Clock, LossContext, TrainState
+from distill.random_data import RandomData
+from distill.registry import METHODS
 from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
-from distill.student import GLMStudent, find_student
-from distill.teacher import Teacher, in_fp32
+from distill.soft_labels import SoftLabels
+from distill.student import AFTER, GLMStudent, find_student
+from distill.teacher import Teacher, TeacherOutput, in_fp32
 from distill.teachers.combine import average
 from model.build import HeadSpec
 from mpu import hook_model
@@ -28,11 +35,18 @@ if TYPE_CHECKING:
     from distill.engine.wrap import Engine
 
 
+GRADIENT_SCALE = 2.0**10  # of the first pass's gradient, so that half precision keeps it
+
+
 @dataclass(frozen=True)
 class Counts:
     """Divisors of all row masks, for one optimizer step."""
 
     totals: Mapping[str, Tensor]  # name -> []
+
+    def times(self, factor: int) -> "Counts":
+        """The counts where every row is there `factor` times."""
+        return Counts({name: total * factor for name, total in self.totals.items()})
 
 
 @dataclass(frozen=True)
@@ -53,17 +67,31 @@ class DistillStep:
         teachers: Sequence[Teacher],
         run: RunArgs,
         state: TrainState,
+        *,
+        total: int | None = None,
     ):
+        """`total`: optimizer steps of the whole run; --train-iters if not given."""
         self.task, self.student, self.run, self.state = task, student, run, state
+        self.total = run.train.train_iters if total is None else total
         self.teachers = tuple(teachers)
         self.method = find_student(student.module)
         assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
+        self._random_data = RandomData(run, run.model.vocab_size)
+        if state.method:
+            self.method.load_method_state(state.method)
+
+    def remember(self) -> None:
+        """Bring what the method must remember into the state, before a checkpoint."""
+        if self.method is not None:
+            self.state.method = self.method.method_state()
 
     def count(self, micro_batches: Sequence[Batch]) -> Counts:
         """Count the rows of an optimizer step: this rank's micro-batches. One all-reduce.
 
         On CPU batches it costs a GPU no synchronisation.
         """
+        if self.method is not None:
+            self.method.begin_step(self._clock(0, 0))
         return Counts(
             count_rows(
                 [self._masks(batch) for batch in micro_batches],
@@ -72,44 +100,93 @@ class DistillStep:
             )
         )
 
-    def __call__(self, batch: Batch, counts: Counts) -> StepOutput:
-        """Forward of one micro-batch, on whatever device it is."""
-        masks = self._masks(batch)
-        hard_rows = self._hard_rows(batch, masks, counts)
+    def __call__(self, batch: Batch, counts: Counts, micro_step: int = 0) -> StepOutput:
+        """All passes over one micro-batch, on whatever device it is."""
         if self.method is None or not self.teachers:
+            hard_rows = self._hard_rows(batch, self._masks(batch), counts)
             batch = batch.to(self.student.device)
             options = self._output_rows(hard_rows)
             outputs = self.student(*self.task.inputs(batch), **options)
             return StepOutput(self._hard_loss(_logits(outputs), batch, hard_rows))
-        rows = self._rows(batch, masks, counts, hard_rows)
-        return self._distill(batch.to(self.student.device), rows, hard_rows)
+        flags, losses, terms = self.run.distill, [], {}
+        for repeat in range(1 + flags.forward_repeat_num):
+            output = self._pass(batch, counts, self._clock(micro_step, repeat))
+            if repeat > 0 or not flags.ignores_first_pass:
+                losses.append(output.loss)
+            terms |= output.terms
+        return StepOutput(sum(losses[1:], start=losses[0]), terms)
 
-    def _distill(self, batch: Batch, rows: dict[str, Rows], hard_rows: Rows) -> StepOutput:
+    def _clock(self, micro_step: int, repeat: int) -> Clock:
+        return Clock(
+            iteration=self.state.iteration,
+            total=self.total,
+            epoch=self.state.epoch,
+            micro_step=micro_step,
+            repeat=repeat,
+        )
+
+    def _pass(self, batch: Batch, counts: Counts, clock: Clock) -> StepOutput:
+        """One forward of student and teachers, and what they give."""
+        batch, copies = self._random_data(batch, clock)
+        counts = counts.times(copies)
+        masks = self._masks(batch)
+        hard_rows = self._hard_rows(batch, masks, counts)
+        rows = self._rows(batch, masks, counts, hard_rows)
+        return self._distill(batch.to(self.student.device), rows, hard_rows, clock)
+
+    def _distill(
+        self, batch: Batch, rows: dict[str, Rows], hard_rows: Rows, clock: Clock
+    ) -> StepOutput:
         method, inputs = self.method, self.task.inputs(batch)
-        base = to_hook(method.base_points())
+        method.begin_pass(clock)
+        method.take_terms()  # of a forward outside this step
+        asks_gradient = clock.repeat == 0 and bool(method.gradient_points())
+        base = to_hook(
+            [*method.base_points(), *(method.gradient_points() if asks_gradient else ())]
+        )
         hook = merge_hooks(method.get_student_hook(), base)
         hook_op = method.get_student_hook_op(teacher_models=self._teacher_models())
+        terms: dict[str, Tensor | float] = method.take_terms()
         options = self._output_rows(hard_rows) if method.needs_targets_only() else {}
-        captured: list[Tensor] = []
-        outputs = _forward(self.student, inputs, hook, hook_op, captured, options)
-        logits, captured = _logits(outputs), in_fp32(captured)
+        raw: list[Tensor] = []
+        outputs = _forward(self.student, inputs, hook, hook_op, raw, options)
+        logits, captured = _logits(outputs), in_fp32(raw)
         hard_loss = self._hard_loss(logits, batch, hard_rows)
-        method.take_terms()  # of a forward outside this step
-        terms: dict[str, Tensor | float] = {"Train/hard_loss": hard_loss.detach()}
+        again = f"_repeat{clock.repeat}" if clock.repeat else ""
+        terms[f"Train/hard_loss{again}"] = hard_loss.detach()
         losses = []
         for t_no, teacher in enumerate(self.teachers):
-            t_hook = merge_hooks(method.get_teacher_hook(t_no=t_no), base)
+            t_base = to_hook(method.base_points())
+            t_hook = merge_hooks(method.get_teacher_hook(t_no=t_no), t_base)
             t_hook_op = method.get_teacher_hook_op(t_no=t_no, teacher_models=self._teacher_models())
-            output = teacher(inputs, t_hook, t_hook_op, **options)
+            if self.run.distill.teacher_runs:
+                output = teacher(inputs, t_hook, t_hook_op, **options)
+            else:
+                output = TeacherOutput(None, [])
             context = self._context(batch, rows, t_no).keywords()
             # Staged methods rely on the order: prediction layer first.
             loss = method.pre_loss(logits, output.logits, hard_loss, **context)
             loss = loss + method.inter_loss(captured, output.captured, hook, t_hook, **context)
             losses.append(_as_tensor(loss, logits))
             for name, value in method.take_terms().items():
-                terms[f"{name}_t{t_no}"] = value
-            terms[f"teacher_loss/teacher_{t_no}_t{t_no}"] = losses[-1].detach()
-        return StepOutput(average(losses), terms)
+                name, _, tail = name.partition(AFTER)
+                terms[f"{name}_t{t_no}{again}{tail}"] = value
+            terms[f"teacher_loss/teacher_{t_no}_t{t_no}{again}"] = losses[-1].detach()
+        loss = average(losses)
+        if asks_gradient:
+            self._hand_gradients(loss, Captured(hook, raw))
+        return StepOutput(loss, terms)
+
+    def _hand_gradients(self, loss: Tensor, captured: Captured) -> None:
+        """The gradient of the first pass's loss at the method's points; nothing accumulates it."""
+        points = self.method.gradient_points()
+        gradients = torch.autograd.grad(
+            loss * GRADIENT_SCALE,
+            [captured[point] for point in points],
+            retain_graph=not self.run.distill.ignores_first_pass,
+        )
+        gradients = (gradient.float() / GRADIENT_SCALE for gradient in gradients)
+        self.method.take_gradients(dict(zip(points, gradients, strict=True)))
 
     def _teacher_models(self) -> list[nn.Module]:
         return [teacher.module for teacher in self.teachers]
@@ -138,8 +215,8 @@ class DistillStep:
             logit_mask=batch.logit_mask,
             class_mask=None if "D6" in self.run.compat else self.task.class_mask(batch),
             layout=Layout.SHARD_LAST if whole else Layout.REPLICATED,
-            iteration=self.state.iteration,
-            epoch=self.state.epoch,
+            token_mask=rows["tokens"].mask,
+            keys=None if "D3" in self.run.compat else rows["tokens"].mask[:, None, None] > 0,
         )
 
     def _masks(self, batch: Batch) -> dict[str, Tensor]:
@@ -151,7 +228,7 @@ class DistillStep:
             if batch.logit_mask is not None:
                 answers = batch.logit_mask.flatten(0, 1).float()
                 masks["answers"] = weighted(answers, batch.weight)
-        return masks
+        return masks | {"sequences": masks["tokens"][:, 0]}  # its first position is a token
 
     def _hard_rows(self, batch: Batch, masks: Mapping[str, Tensor], counts: Counts) -> Rows:
         """What the hard loss is a mean over."""
@@ -171,6 +248,21 @@ class DistillStep:
         others = {key: mask for key, mask in masks.items() if key != name}
         rows = exact_rows(others, counts.totals, number, device) | {name: hard_rows}
         return rows | {"all": rows["tokens"]}
+
+
+def check_needs(run: RunArgs, head: HeadSpec) -> None:
+    """ConfigError with all that the method needs and this run lacks. No model is built yet."""
+    name = run.distill.student_model
+    if name is None:
+        return
+    problems = list(METHODS[name].problems(run, head))
+    flags = run.distill
+    if not flags.teacher_runs and SoftLabels.of(run).soft:
+        problems.append(
+            "--mt_disable_operation=1: soft labels need the teacher's forward; leave out one"
+        )
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
 
 
 def check_method(method: GLMStudent, head: HeadSpec, run: RunArgs) -> None:

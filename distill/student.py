@@ -12,17 +12,21 @@ A method overrides `pairs` and `loss`; or, for a loss over several tensors at on
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+import mpu
 from config import ArgGroup, NoArgs, RunArgs
 from distill.capture import Captured, Hook, Point, logits, merge_hooks, to_hook
-from distill.context import LossContext
+from distill.context import Clock, LossContext
 from distill.losses import kl, mse
 from distill.registry import METHODS
 from distill.soft_labels import SoftLabels
+from model.build import HeadSpec
 from model.keys import rename_keys
 
 INNER, OWN = "origin_model.", "student."  # in the module tree; in checkpoints
+AFTER = "|"  # in a term's name: what follows comes behind the suffixes of teacher and pass
 
 
 class GLMStudent(nn.Module):
@@ -48,15 +52,20 @@ class GLMStudent(nn.Module):
         self.origin_model = language_model
         self.args = args
         self.show_pre, self.show_inter = show_pre and summary_loss, show_inter and summary_loss
-        self.soft_labels = SoftLabels(
-            args=args.distill,
-            compat=args.compat,
-            stage="ft" if args.program == "finetune" else "pt",
-        )
+        self.soft_labels = SoftLabels.of(args)
         self.terms: dict[str, Tensor] = {}  # of the last losses, for the log; see take_terms
+        self.clock = Clock()  # of the current forward pass, set by the step
         rename_keys(self, _to_file, _to_module)
 
     # What a method says.
+
+    @classmethod
+    def problems(cls, run: RunArgs, head: HeadSpec) -> Iterable[str]:
+        """What the method needs and this run lacks: a line each, `--flag=value: need; remedy`.
+
+        Asked before any model is built. `distill.needs` has the usual ones.
+        """
+        return ()
 
     def pairs(self, t_no: int) -> Iterable[tuple[str, Point, Point]]:
         """(term, student's point, teacher's point): what is compared one by one."""
@@ -83,6 +92,38 @@ class GLMStudent(nn.Module):
         """Yield (term, loss): [] or, ctx.keep_batch, [b]. `inter_loss` is their sum."""
         for name, s, t in self.pairs(ctx.t_no):
             yield name, self.loss(name, s, student[s], teacher[t], ctx)
+
+    # Time, chance and memory.
+
+    def begin_step(self, clock: Clock) -> None:
+        """An optimizer step begins. For methods that decide once a step; called on every rank."""
+
+    def begin_pass(self, clock: Clock) -> None:
+        """A forward pass begins: hooks, edits and losses of `clock` follow."""
+        self.clock = clock
+
+    def generator(self, *words: int | str) -> torch.Generator:
+        """A generator keyed by --seed, the method and these words: equal on every rank.
+
+        Draws that are a function of iteration or epoch need no saving to resume exactly.
+        """
+        seed = mpu.derive_seed(self.args.train.seed, type(self).__name__, *words)
+        return torch.Generator().manual_seed(seed)
+
+    def method_state(self) -> dict[str, Any]:
+        """What cannot be derived from the clock: plain values and tensors, for the checkpoint."""
+        return {}
+
+    def load_method_state(self, values: dict[str, Any]) -> None:
+        """Go on from `method_state`."""
+        assert not values, f"{type(self).__name__} keeps no state, the checkpoint has {values}"
+
+    def gradient_points(self) -> list[Point]:
+        """Captures of the first pass whose gradient `take_gradients` gets before the second."""
+        return []
+
+    def take_gradients(self, gradients: dict[Point, Tensor]) -> None:
+        """Gradient of the first pass's loss at `gradient_points`, shaped as the captures."""
 
     # The seed's API: all that the training step calls.
 

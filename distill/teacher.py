@@ -18,7 +18,7 @@ from tasks.base import Task
 class TeacherOutput:
     """What a teacher gives for one micro-batch, in fp32 and without gradient."""
 
-    logits: Tensor  # as the student's
+    logits: Tensor | None  # as the student's; None: --mt_disable_operation
     captured: list[Tensor]  # the hook's leaves point into it
 
 

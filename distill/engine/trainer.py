@@ -157,7 +157,7 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             mpu.seed_step(self.run.train.seed, state.iteration, number, dp_rank)
             with self.engine.micro_step(last=number == len(micro_batches) - 1):
-                output = self.step(batch, counts)
+                output = self.step(batch, counts, number)
                 self.engine.backward(output.loss)
             self.meter.add(batch, output.loss, output.terms)
         result = self.engine.step(self.schedule(state.iteration))
@@ -207,6 +207,7 @@ class Trainer:
     def _save(self) -> None:
         self._log()
         self.bad_steps.read()
+        self.step.remember()
         started = time.perf_counter()
         self.checkpoints.save(self.engine, self.state.state_dict())
         self._saved, self._saved_at = self.state.iteration, time.monotonic()

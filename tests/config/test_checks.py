@@ -292,7 +292,7 @@ def test_a_switch_of_a_feature_not_built_is_an_error():
 
 def test_their_defaults_ask_for_nothing():
     defaults = {flag: later.default for flag, later in NOT_YET.items() if later.default is not None}
-    assert len(defaults) > 100
+    assert defaults
     pretrain(*(f"{flag}={default}" for flag, default in defaults.items()))
 
 

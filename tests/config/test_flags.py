@@ -16,7 +16,13 @@ from tests.house import PACKAGES, ROOT, sources
 SEED = json.loads((ROOT / "tests/golden/seed_flags.json").read_text(encoding="utf-8"))
 
 #: Flags of ours that the seed has not.
-OURS = {"--max-bad-steps", "--bf16", "--compat", "--teacher_bf16"}
+OURS = {
+    "--max-bad-steps",
+    "--bf16",
+    "--compat",
+    "--teacher_bf16",
+    "--student_init_layers",
+}
 
 #: (flag, what differs) -> why it is not as in the seed.
 DIFFERS = {

@@ -16,7 +16,7 @@ def test_the_state_survives_a_checkpoint():
 
 
 def test_a_context_becomes_keywords_and_back():
-    context = LossContext(t_no=1, iteration=3, layout=Layout.SHARD_LAST)
+    context = LossContext(t_no=1, keep_batch=True, layout=Layout.SHARD_LAST)
     assert LossContext(**context.keywords()) == context
     assert context.keywords().keys() == {f.name for f in dataclasses.fields(LossContext)}
 

@@ -1,0 +1,52 @@
+"""What a method needs of a run: each check yields a line a problem, before anything is loaded."""
+
+from collections.abc import Iterator
+
+from config import RunArgs
+
+
+def shallower(name: str, run: RunArgs) -> Iterator[str]:
+    """No more student layers than teacher layers: each one gets a layer of the teacher."""
+    own = run.model.num_layers
+    for t_no, teacher in enumerate(run.teachers):
+        if own > teacher.num_layers:
+            yield (
+                f"--num-layers={own}: {name} gives each student layer a layer of the teacher, and "
+                f"teacher {t_no} has {teacher.num_layers}; use a shallower student"
+            )
+
+
+def several_layers(name: str, run: RunArgs, least: int = 2) -> Iterator[str]:
+    """At least so many layers in the student."""
+    if run.model.num_layers < least:
+        yield f"--num-layers={run.model.num_layers}: {name} needs at least {least} student layers"
+
+
+def equal_width(name: str, run: RunArgs) -> Iterator[str]:
+    """The same hidden size: states are compared without a projection."""
+    own = run.model.hidden_size
+    for t_no, teacher in enumerate(run.teachers):
+        if own != teacher.hidden_size:
+            yield (
+                f"--hidden-size={own}: {name} compares hidden states as they are, and teacher "
+                f"{t_no} has {teacher.hidden_size}; use the same width, or a method that projects "
+                "(tinybert)"
+            )
+
+
+def equal_heads(name: str, run: RunArgs) -> Iterator[str]:
+    """The same number of attention heads: maps are compared head by head."""
+    own = run.model.num_attention_heads
+    for t_no, teacher in enumerate(run.teachers):
+        if own != teacher.num_attention_heads:
+            yield (
+                f"--num-attention-heads={own}: {name} compares attention head by head, and "
+                f"teacher {t_no} has {teacher.num_attention_heads}; use the same number, or a "
+                "method that does not (minilmv2, mgskd)"
+            )
+
+
+def program(name: str, run: RunArgs, only: str) -> Iterator[str]:
+    """One program only: "pretrain" or "finetune"."""
+    if run.program != only:
+        yield f"--student_model={name}: works in {only}ing only; start distill/{only}.py"
