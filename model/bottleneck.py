@@ -49,5 +49,6 @@ class BottleneckLayer(ParallelTransformerLayer):
         for layernorm, mlp in zip(self.ib_mlp_layernorm, self.ib_mlp, strict=True):
             inner = inner + self._dropout(mlp(layernorm(inner)))
         x = x + self.ib_linear_out(self.ib_linear_out_layernorm(inner))
+        x = recorder.edit("tf_output", tf_output=x)
         recorder.add("tf_output", x)
         return x

@@ -49,6 +49,7 @@ class ParallelTransformerLayer(nn.Module):
         """
         x = x + self._attend(x, mask, memory, recorder)
         x = x + self._feed(x, recorder)
+        x = recorder.edit("tf_output", tf_output=x)
         recorder.add("tf_output", x)
         return x
 

@@ -46,9 +46,11 @@ from .layout import set_partition as set_partition
 from .mappings import copy_to_model_parallel_region as copy_to_model_parallel_region
 from .mappings import gather_from_model_parallel_region as gather_from_model_parallel_region
 from .mappings import max_across as max_across
+from .mappings import mean_over_data_parallel as mean_over_data_parallel
 from .mappings import reduce_from_model_parallel_region as reduce_from_model_parallel_region
 from .mappings import scatter_to_model_parallel_region as scatter_to_model_parallel_region
 from .mappings import sum_across_model_parallel_region as sum_across_model_parallel_region
+from .mappings_dp import gather_from_data_parallel_region as gather_from_data_parallel_region
 from .random import checkpoint as checkpoint
 from .random import derive_seed as derive_seed
 from .random import get_rng_tracker as get_rng_tracker

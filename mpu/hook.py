@@ -141,6 +141,27 @@ def hook_reduce(
     return tree
 
 
+def merge_ops(*hook_ops: Hook | None) -> Hook:
+    """One hook_op that does the edits of all. Several of one tensor follow each other in order."""
+    merged: Hook = {}
+    for hook_op in hook_ops:
+        for key, value in (hook_op or {}).items():
+            known = merged.get(key)
+            if isinstance(value, dict):
+                merged[key] = merge_ops(known if isinstance(known, dict) else None, value)
+            elif callable(value):
+                merged[key] = _chain(known, value) if callable(known) else value
+    return merged
+
+
+def _chain(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
+    def both(**tensors: Any) -> Any:
+        edited = next(iter(tensors))  # see Recorder.edit
+        return second(**(tensors | {edited: first(**tensors)}))
+
+    return both
+
+
 def _blank(hook: Hook) -> Hook:
     """A copy with every leaf None."""
     return {k: _blank(v) if isinstance(v, dict) else None for k, v in hook.items()}

@@ -24,7 +24,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .initialize import get_model_parallel_group, get_model_parallel_world_size
+from .initialize import (
+    get_data_parallel_group,
+    get_data_parallel_world_size,
+    get_model_parallel_group,
+    get_model_parallel_world_size,
+)
 from .utils import split_tensor_along_last_dim
 
 
@@ -149,3 +154,9 @@ def max_across(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Elementwise maximum over the ranks, without gradient. [...] -> [...]"""
     group, size = _resolve(group)
     return x.detach() if size == 1 else all_reduced(x, group, dist.ReduceOp.MAX)
+
+
+def mean_over_data_parallel(x: Tensor) -> Tensor:
+    """Elementwise mean over the data-parallel ranks, without gradient. [...] -> [...]"""
+    ranks = get_data_parallel_world_size()
+    return x.detach() if ranks == 1 else all_reduced(x, get_data_parallel_group()) / ranks

@@ -77,6 +77,14 @@ def test_an_edited_layernorm_output_leaves_the_residual_base():
     assert_close(actual, formula(block, x, 2 * norm(block.input_layernorm, x)))
 
 
+def test_an_edited_tf_output_is_what_leaves_the_block_and_the_hook_sees():
+    block, x = layer(), inputs()
+    recorder = Recorder({"tf_output": None}, {"tf_output": lambda tf_output: tf_output.flip(0)})
+    actual = block(x, MASK, recorder=recorder)
+    assert_close(actual, formula(block, x).flip(0))
+    assert recorder.captured[("tf_output",)] is actual
+
+
 def test_memory_is_read_at_the_outer_width():
     block, x = layer(), inputs()
     expected = block(x, glm_mask(0, 6, 0, x.device))[:, 2:]

@@ -72,6 +72,14 @@ def test_an_edited_layernorm_output_is_what_attention_reads_and_the_hook_sees():
     assert_close(recorder.captured[("layernorm_output",)], doubled)
 
 
+def test_an_edited_tf_output_is_what_leaves_the_block_and_the_hook_sees():
+    block, x = layer(), inputs()
+    recorder = Recorder({"tf_output": None}, {"tf_output": lambda tf_output: tf_output.flip(0)})
+    actual = block(x, MASK, recorder=recorder)
+    assert_close(actual, block(x, MASK).flip(0))
+    assert recorder.captured[("tf_output",)] is actual
+
+
 def test_memory_goes_through_the_input_layernorm():
     block, x = layer(), inputs()
     causal = glm_mask(0, 6, 0, x.device)

@@ -1,5 +1,7 @@
 """Memory, recomputed chunks, and the law that capturing changes nothing."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -171,6 +173,20 @@ def test_edits_reach_layers_and_outputs(recompute):
     )
     key = ("transformer", "layers", 1, "layernorm_output")
     assert_close(flipped[key], plain[key].flip(0))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_an_edited_block_output_goes_on_to_the_next_block(recompute):
+    model, batch = toy_glm(num_layers=2, checkpoint_activations=recompute), toy_lm_batch()
+    names, hook = ("layernorm_output", "tf_output"), {"transformer": {"output": None}}
+    hook["transformer"]["layers"] = {i: dict.fromkeys(names) for i in range(2)}
+    _, plain, _ = run(model, batch, copy.deepcopy(hook))
+    halve = {0: {"tf_output": lambda tf_output: tf_output / 2}}
+    _, edited, _ = run(model, batch, hook, {"transformer": {"layers": halve}})
+    first = plain[("transformer", "layers", 0, "tf_output")] / 2
+    assert_close(edited[("transformer", "layers", 0, "tf_output")], first)
+    norm = model.transformer.layers[1].input_layernorm
+    assert_close(edited[("transformer", "layers", 1, "layernorm_output")], norm(first))
 
 
 def test_edits_work_without_a_hook():

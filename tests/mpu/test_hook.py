@@ -6,6 +6,7 @@ from torch import nn
 
 import mpu
 from mpu import Recorder
+from mpu.hook import merge_ops
 
 
 class Layer(nn.Module):
@@ -208,3 +209,23 @@ def test_reduce_gives_the_tree_of_tensors():
         "b": {"c": 5.0, "d": None},
     }
     assert mpu.hook_reduce(hook, inter_vars)["b"]["c"] is inter_vars[0]
+
+
+def test_edits_of_several_are_all_done_and_follow_each_other():
+    first = {
+        "embeddings": lambda hidden_states, this: hidden_states + len(this.layers),
+        "layers": {0: {"layernorm_output": lambda layernorm_output: layernorm_output + 1}},
+    }
+    second = {
+        "embeddings": lambda hidden_states, this: hidden_states * 10,
+        "layers": {1: {"layernorm_output": lambda layernorm_output: layernorm_output - 5}},
+        "ignored": None,
+    }
+    x = torch.tensor([1.0])
+    expected = (((1 + 2) * 10 + 1) * 2 - 5) * 3
+    edited = merge_ops(first, {}, None, second)
+    assert Stack()(x, hook_op=edited)[0].item() == expected
+    other = merge_ops(second, first)
+    assert Stack()(x, hook_op=other)[0].item() == ((1 * 10 + 2 + 1) * 2 - 5) * 3
+    assert set(first["layers"]) == {0}, "what is given stays as it is"
+    assert merge_ops() == merge_ops(None, {}) == {}

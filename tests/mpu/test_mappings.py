@@ -70,6 +70,27 @@ def test_value_and_gradient(ops, name):
         assert_close(ranks[rank][name], expected)
 
 
+def _means_over_data_parallel(rank, size):
+    mpu.initialize_model_parallel(size // 2)
+    x = _numbers(3, seed=mpu.get_data_parallel_rank()).requires_grad_()
+    before, mean = x.detach().clone(), mpu.mean_over_data_parallel(x)
+    assert torch.equal(x.detach(), before)
+    assert not mean.requires_grad
+    return mean
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_mean_over_data_parallel(size):
+    expected = (_numbers(3, seed=0) + _numbers(3, seed=1)) / 2
+    for actual in run_ranks(size, _means_over_data_parallel):
+        assert_close(actual, expected)
+
+
+def test_mean_over_one_rank_is_itself():
+    x = _numbers(3)
+    assert torch.equal(mpu.mean_over_data_parallel(x), x)
+
+
 def _second_derivatives(rank, size):
     mpu.initialize_model_parallel(size)
     x = _numbers(2, 4, seed=rank).requires_grad_()
