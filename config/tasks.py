@@ -26,6 +26,11 @@ class FinetuneArgs(ArgGroup):
         choices=("cross_entropy", "hinge", "generative", "mix"),
     )
     adapet: bool = flag(False, "decoupled label loss over log-probabilities")
+    fix_variable_num_choices: bool = flag(
+        False,
+        "pad every sample to the largest number of choices of its data",
+        name="--fix_variable_num_choices",
+    )
     validation_metric: str | None = flag(
         None, "metric that selects the best epoch; default: the first"
     )

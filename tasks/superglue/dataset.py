@@ -31,6 +31,12 @@ class EncodedDataset:
         return self.encoded.sample(i, int(self.labels[i]), weight)
 
     @property
+    def max_choices(self) -> int:
+        """Choices of the sample that has most."""
+        firsts = self.encoded.first_context, self.encoded.first_answer
+        return max(int(np.diff(first).max()) for first in firsts)
+
+    @property
     def num_truncated(self) -> int:
         """Rows that lost tokens."""
         return self.encoded.num_truncated
@@ -63,11 +69,14 @@ class Collator:
     several_rows: bool = False  # a choice dimension, even of one choice
     seat_after: bool = False  # room for one token after the context, which a head may read
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A choice that is missing in a sample is a copy of its choice 0, masked out."""
+    def __call__(self, samples: Sequence[Sample], least_choices: int = 1) -> Batch:
+        """A choice that is missing in a sample is a copy of its choice 0, masked out.
+
+        As many choices as the sample with most has, or `least_choices`.
+        """
         b = len(samples)
         num_choices = [max(len(x.contexts), len(x.answers)) for x in samples]
-        c = max(num_choices) if self.several_rows else 1
+        c = max([least_choices, *num_choices]) if self.several_rows else 1
         fields = self._fast(samples, c) if self.fast_decode else self._full(samples, c)
         choice_mask = None
         if self.several_rows and min(num_choices) < c:

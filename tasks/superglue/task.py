@@ -38,6 +38,7 @@ class Options:
     length_penalty: float = 0.0
     pool_token: str = "cls"
     loss: str = "cross_entropy"
+    fixed_choices: bool = False  # batches of one number of choices, whatever their samples have
     w14: bool = False  # the seed's lookup of verbalizers, position of masks, cut of pairs
 
 
@@ -89,7 +90,10 @@ class SuperGlueTask(ChoiceTask):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples -> one micro-batch, padded to its longest row."""
-        return self.collator(samples)
+        least = 1
+        if self.options.fixed_choices:
+            least = max(d.max_choices for d in self._datasets.values() if d is not None)
+        return self.collator(samples, least)
 
     def metrics(self, predictions: Mapping[int, int], split: str = "val") -> dict[str, float]:
         """Index of a sample -> chosen label, for a whole split. {} if the split has no labels."""
@@ -172,6 +176,7 @@ def build_superglue(
         length_penalty=finetuning.length_penalty,
         pool_token=finetuning.pool_token,
         loss="adapet" if finetuning.adapet and finetuning.cloze_eval else finetuning.loss_func,
+        fixed_choices=finetuning.fix_variable_num_choices,
         w14="W14" in compat,
     )
     return SuperGlueTask(pvp_class(name, finetuning.pattern_id), tokenizer, options)

@@ -90,6 +90,8 @@ def test_missing_choices_are_copies_of_choice_0_that_do_not_count():
     assert torch.equal(batch.tokens[1, 2], batch.tokens[1, 0])
     assert torch.equal(batch.target_ids[1, 1], batch.target_ids[1, 0])
     assert collate([dataset[0]]).choice_mask is None
+    fixed = collate([dataset[1]], dataset.max_choices)  # --fix_variable_num_choices
+    assert fixed.choice_mask.tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_the_majority_class():
