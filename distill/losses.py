@@ -11,8 +11,11 @@ is its slice of the gradient at p = 1.
 
 Each returns [] or, with keep_batch, [b]. `rows` says which rows count and what their sum is divided
 by (`distill.rows`); None: the plain mean. `columns` [..., v/p] marks the entries of the last dim
-that take part (True), for padded choices and top-n. Everything is fp32 inside. Gradients go into
-the student, and into a teacher that has them.
+that take part (True), broadcast: padded choices, top-n, keys that are padding. Everything is fp32
+inside. Gradients go into the student, and into a teacher that has them.
+
+`cosine_distance` takes whole rows (REPLICATED). Relations between positions are made of shards by
+`split_heads` and `relation`, and compared by `kl` or `mse`.
 """
 
 import math
@@ -22,9 +25,17 @@ from torch import Tensor
 
 from distill.divergence import NOWHERE, soft_rows
 from distill.rows import Rows
-from mpu import get_model_parallel_world_size, max_across, sum_across_model_parallel_region
+from mpu import (
+    gather_from_model_parallel_region,
+    get_model_parallel_world_size,
+    max_across,
+    sum_across_model_parallel_region,
+)
 from mpu.layout import Layout
 from mpu.softmax import log_softmax, mean_over_shards, sum_last, top_k_threshold
+
+FEW = 1024  # elements that autograd may keep some copies of
+EPS = 1e-12  # added to squared norms, as in the seed: a row of zeros has cosine 0
 
 
 def mse(
@@ -81,6 +92,45 @@ def soft_cross_entropy(
     losses = _soft_rows(student, teacher, layout, rows, columns, temperature, cross_entropy=True)
     masked = math.log(whole_width(student, layout))
     return _mean(losses, _heads(layout), rows, keep_batch, masked) * temperature**2
+
+
+def cosine_distance(
+    student: Tensor, teacher: Tensor, *, rows: Rows | None = None, keep_batch: bool = False
+) -> Tensor:
+    """Mean over rows of 1 - cos(student, teacher). [b, ..., h] twice, whole rows -> [] or [b].
+
+        1 - cos = |x - y|^2 / 2     x, y: the rows over their norms
+
+    So the distance of equal rows is 0 to the last bit, and never negative. A row of zeros has
+    distance 1 to everything. Under D3 a masked row counts 1, as two rows of zeros do in the seed.
+    """
+    student, teacher = _pick(rows, student, teacher)
+    units, short = [], 0.0  # by how much squared norms fall short of 1, halved: EPS in rows of 0
+    for x in (student.float(), teacher.float()):
+        square = x.square().sum(-1, keepdim=True) + EPS
+        units.append(x * square.rsqrt())
+        short = short + EPS / square.squeeze(-1) / 2
+    distances = (units[0] - units[1]).square().sum(-1) / 2 + short
+    return _mean(distances, Layout.REPLICATED, rows, keep_batch, masked=1.0)
+
+
+def relation(x: Tensor) -> Tensor:
+    """How positions relate in a head: x x^T / sqrt(d). [..., s, d] -> [..., s, s], fp32."""
+    x = x.float()
+    return x @ x.transpose(-1, -2) / math.sqrt(x.size(-1))
+
+
+def split_heads(x: Tensor, number: int) -> tuple[Tensor, Layout]:
+    """Cut the whole width h into so many heads r: [b, s, h/p] -> [b, r/p, s, h/r], SHARD_HEADS.
+
+    Where p does not divide r: all of them on every rank, [b, r, s, h/r], REPLICATED (all-gather
+    forward, own slice backward).
+    """
+    layout, size = Layout.SHARD_HEADS, get_model_parallel_world_size()
+    if number % size:
+        x, layout, size = gather_from_model_parallel_region(x), Layout.REPLICATED, 1
+    heads = x.unflatten(-1, (number // size, -1))
+    return heads.transpose(1, 2), layout
 
 
 def whole_width(x: Tensor, layout: Layout) -> int:
@@ -164,9 +214,14 @@ def _soft_rows(
     temperature: float,
     cross_entropy: bool = False,
 ) -> Tensor:
-    """Row losses of distributions: the lean way, or by autograd for a teacher that is trained."""
+    """Row losses of distributions: the lean way, or by autograd for a teacher that is trained.
+
+    By autograd also for few numbers, as of choices: it rounds less where one is nearly certain.
+    """
+    if columns is not None:
+        columns = columns.expand_as(student)
     student, teacher, columns = _pick(rows, student, teacher, columns)
-    if not teacher.requires_grad:
+    if not teacher.requires_grad and student.numel() > FEW:
         return soft_rows(
             student,
             teacher,

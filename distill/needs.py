@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from config import RunArgs
+from distill.soft_labels import MSE, SoftLabels
 
 
 def shallower(name: str, run: RunArgs) -> Iterator[str]:
@@ -50,3 +51,42 @@ def program(name: str, run: RunArgs, only: str) -> Iterator[str]:
     """One program only: "pretrain" or "finetune"."""
     if run.program != only:
         yield f"--student_model={name}: works in {only}ing only; start distill/{only}.py"
+
+
+def depth(what: str, run: RunArgs, least: int) -> Iterator[str]:
+    """At least so many layers in the student and in each teacher; `what` names who needs them."""
+    for flag, model in (
+        ("--num-layers", run.model),
+        *(("--teacher_num_layers", t) for t in run.teachers),
+    ):
+        if model.num_layers < least:
+            yield f"{flag}={model.num_layers}: {what} needs at least {least} layers"
+
+
+def teacher_forward(name: str, run: RunArgs) -> Iterator[str]:
+    """The teacher's forward is computed."""
+    if not run.distill.teacher_runs:
+        yield f"--mt_disable_operation=1: {name} needs the teacher's forward; leave it out"
+
+
+def labels(name: str, run: RunArgs) -> Iterator[str]:
+    """Soft or hard labels: without them a stage, or the whole run, would learn nothing."""
+    switches = SoftLabels.of(run)
+    if not (switches.soft or switches.hard):
+        stage = switches.stage
+        yield (
+            f"--student_model={name}: learns from labels, and none are on; add "
+            f"--distill_{stage}_soft or --distill_{stage}_hard, at a rate above 0 "
+            "(--distill_soft_rate, --distill_hard_rate)"
+        )
+
+
+def squared_soft_labels(name: str, run: RunArgs) -> Iterator[str]:
+    """Squared error, if there are soft labels: the teacher's weight has no effect on others."""
+    switches = SoftLabels.of(run)
+    if switches.soft and switches.kind != MSE:
+        stage = switches.stage
+        yield (
+            f"--student_model={name}: weighs the teacher's logits under a squared error; add "
+            f"--distill_{stage}_soft_mse"
+        )

@@ -97,7 +97,7 @@ class SoftLabels:
     ) -> Tensor:
         options = {
             "layout": context.layout,
-            "rows": self._rows(context),
+            "rows": self.rows(context),
             "columns": context.class_mask,
             "keep_batch": context.keep_batch,
         }
@@ -109,19 +109,25 @@ class SoftLabels:
         loss = soft_cross_entropy(student, teacher, temperature=temperature, **options)
         return loss / temperature**2 if "D2" in self.compat else loss
 
-    def _rows(self, context: LossContext) -> Rows | None:
+    def rows(self, context: LossContext) -> Rows | None:
+        """The rows that soft labels are a mean over."""
         if context.layout is not Layout.SHARD_LAST:
             return context.first_rows("samples")
         if self.targets_only:
             return context.first_rows("targets")
         if self._ignores_mask or self.args.distill_wo_loss_mask:
             return context.first_rows("all", "tokens")
-        every = context.rows.get("all")
-        if "D3" in self.compat and every is not None and context.labels is not None:
-            return masked_rows(every, context.labels > 0)
-        return context.first_rows("tokens")
+        return token_rows(context, self.compat)
 
     @property
     def _ignores_mask(self) -> bool:
         """D1: a misspelt keyword in the seed."""
         return self.kind == MSE and self.stage == "ft" and "D1" in self.compat
+
+
+def token_rows(context: LossContext, compat: Compat) -> Rows | None:
+    """A language model's tokens; under D3, as in the seed, positions whose label is not 0."""
+    every = context.rows.get("all")
+    if "D3" in compat and every is not None and context.labels is not None:
+        return masked_rows(every, context.labels > 0)
+    return context.first_rows("tokens")

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from distill.losses import excess, floored, kl, mse, soft_cross_entropy, top_n_columns, whole_width
+from distill.losses import (
+    cosine_distance,
+    excess,
+    floored,
+    kl,
+    mse,
+    relation,
+    soft_cross_entropy,
+    split_heads,
+    top_n_columns,
+    whole_width,
+)
 from distill.rows import Rows
 from mpu.layout import Layout
 
@@ -95,3 +106,64 @@ def test_the_gradient_of_a_trained_teacher():
 
 def test_whole_width_on_one_process():
     assert whole_width(torch.zeros(2, 3, 8), Layout.SHARD_LAST) == 8
+
+
+def test_cosine_distance_by_hand():
+    # Angles of 0, 90, 180 and 60 degrees, whatever the lengths.
+    student = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [5.0, 0.0]])
+    teacher = torch.tensor([[7.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, math.sqrt(3)]])
+    actual = cosine_distance(student, teacher, keep_batch=True)
+    torch.testing.assert_close(actual, torch.tensor([0.0, 1.0, 2.0, 0.5]))
+    assert float(cosine_distance(student, teacher)) == pytest.approx(3.5 / 4)
+
+
+def test_cosine_distance_of_equal_rows_is_zero_and_of_zeros_one():
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert float(cosine_distance(x, x)) == pytest.approx(0.0, abs=1e-11)
+    zeros = torch.zeros(5, 7, requires_grad=True)
+    for teacher in (x, torch.zeros(5, 7)):
+        distance = cosine_distance(zeros, teacher)
+        assert float(distance.detach()) == pytest.approx(1.0)
+        distance.backward()
+        assert zeros.grad.isfinite().all()
+
+
+def test_cosine_distance_and_its_gradient_are_torchs():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 4, 8, generator=generator) for _ in range(2))
+    ours, expected = (student.clone().requires_grad_() for _ in range(2))
+    cosine_distance(ours, teacher).backward()
+    (1 - torch.cosine_similarity(expected, teacher, dim=-1)).mean().backward()
+    torch.testing.assert_close(ours.grad, expected.grad)
+
+
+def test_masked_rows_of_the_seed_have_cosine_distance_one():
+    mask = torch.tensor([[1.0, 0.0]])
+    x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    seed = Rows(mask, torch.tensor(2.0), 1, None, 1 - mask)
+    assert float(cosine_distance(x, x, rows=seed)) == pytest.approx(0.5)
+    exact = Rows(mask, torch.tensor(1.0), 1)
+    assert float(cosine_distance(x, -x, rows=exact)) == pytest.approx(2.0)
+
+
+def test_relation_by_hand():
+    x = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.0, 3.0, 0.0, 1.0]])
+    assert relation(x).tolist() == [[5 / 2, 2 / 2], [2 / 2, 10 / 2]]
+
+
+def test_split_heads_takes_neighbouring_entries():
+    x = torch.arange(12.0).view(1, 2, 6)
+    heads, layout = split_heads(x, 3)
+    assert layout is Layout.SHARD_HEADS
+    assert heads.tolist() == [[[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]]
+
+
+def test_columns_are_broadcast():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2))
+    keys = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None]
+    for loss in (mse, kl, soft_cross_entropy):
+        actual = loss(student, teacher, columns=keys, keep_batch=True)
+        expected = [float(loss(student[0], teacher[0]))]
+        expected.append(float(loss(student[1, ..., :3], teacher[1, ..., :3])))
+        assert actual.tolist() == pytest.approx(expected, rel=1e-5)

@@ -36,3 +36,20 @@ def test_depth_and_program():
     assert list(needs.program("diito", run, "finetune")) == []
     (problem,) = needs.program("diito", run, "pretrain")
     assert "distill/pretrain.py" in problem
+
+
+@pytest.mark.parametrize(("program", "stage"), [("pretrain", "pt"), ("finetune", "ft")])
+def test_labels(program, stage):
+    def problems(check, *flags):
+        return list(check("sid", toy_run("--student_model=kd", *flags, program=program)))
+
+    soft, hard = f"--distill_{stage}_soft", f"--distill_{stage}_hard"
+    (problem,) = problems(needs.labels)
+    assert problem.startswith("--student_model=sid: ")
+    assert soft in problem
+    assert problems(needs.labels, soft) == problems(needs.labels, hard) == []
+    assert len(problems(needs.labels, soft, "--distill_soft_rate=0")) == 1
+    (problem,) = problems(needs.squared_soft_labels, soft)
+    assert problem.endswith(f"add {soft}_mse")
+    assert problems(needs.squared_soft_labels, hard) == []
+    assert problems(needs.squared_soft_labels, soft, f"{soft}_mse") == []

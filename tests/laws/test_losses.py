@@ -25,7 +25,11 @@ SHAPES = {
     Layout.SHARD_LAST: (3, 6, 16),
 }
 ROWS = ("none", "most", "few", "seed", "empty")
-LOSSES = ("mse", "kl", "soft_cross_entropy", "excess", "floored_kl")
+LOSSES = ("mse", "kl", "soft_cross_entropy", "excess", "floored_kl", "cosine_distance")
+RELATIONS = ("relation_2", "relation_4")  # heads; 2 of them cannot be cut over 4 ranks
+LOSSES += RELATIONS
+ONLY = {"excess": Layout.SHARD_LAST, "floored_kl": Layout.SHARD_LAST}
+ONLY |= {"cosine_distance": Layout.REPLICATED} | dict.fromkeys(RELATIONS, Layout.SHARD_LAST)
 TEMPERATURE, TOP_N = 3.0, 5
 
 
@@ -49,13 +53,14 @@ class Case:
 def cases() -> list[Case]:
     made = []
     for loss, layout, rows, keep in itertools.product(LOSSES, Layout, ROWS, (False, True)):
-        if loss in ("excess", "floored_kl"):
-            if layout is Layout.SHARD_LAST:
-                made.append(Case(loss, layout, rows, keep, columns=False))
+        if ONLY.get(loss, layout) is not layout:
             continue
         made.append(Case(loss, layout, rows, keep, columns=False))
-        if rows in ("none", "few"):
+        if rows not in ("none", "few") or loss in ("excess", "floored_kl"):
+            continue
+        if loss != "cosine_distance":
             made.append(Case(loss, layout, rows, keep, columns=True))
+        if loss not in RELATIONS:
             made.append(Case(loss, layout, rows, keep, columns=False, teacher_grad=True))
     return made
 
@@ -67,10 +72,12 @@ def tensors(case: Case) -> dict[str, Any]:
     student, teacher = (2 * torch.randn(shape, generator=generator) for _ in range(2))
     columns = torch.rand(shape, generator=generator) < 0.6
     columns[..., ::4] = True
+    keys = torch.rand((3, 1, 1, 6), generator=generator) < 0.6
+    keys[..., 0] = True
     return {
         "student": student,
         "teacher": teacher,
-        "columns": columns,
+        "columns": keys if case.loss in RELATIONS else columns,
         "rows": make_rows(case.rows),
     }
 
@@ -101,9 +108,7 @@ def shard(x: Tensor, layout: Layout) -> Tensor:
 
 def actual(case: Case, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Loss, and the gradients of this rank's student and teacher."""
-    student, teacher, columns = (
-        shard(x[k], case.layout).clone() for k in ("student", "teacher", "columns")
-    )
+    student, teacher = (shard(x[k], case.layout).clone() for k in ("student", "teacher"))
     student.requires_grad_()
     teacher.requires_grad_(case.teacher_grad)
     options: dict[str, Any] = {
@@ -111,20 +116,34 @@ def actual(case: Case, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None
         "rows": x["rows"],
         "keep_batch": case.keep_batch,
     }
-    if case.loss == "excess":
+    if case.loss == "cosine_distance":
+        del options["layout"]
+        loss = losses.cosine_distance(student, teacher, **options)
+    elif case.loss in RELATIONS:
+        options["columns"] = x["columns"] if case.columns else None
+        loss = relation_kl(student, teacher, int(case.loss[-1]), options)
+    elif case.loss == "excess":
         chosen = losses.top_n_columns(teacher, TOP_N, case.layout)
         loss, _ = losses.excess(student, chosen, **options)
     elif case.loss == "floored_kl":
         floored = losses.floored(teacher, TOP_N, case.layout)
         loss = losses.kl(student, floored, temperature=TEMPERATURE, **options)
     else:
-        options["columns"] = columns if case.columns else None
+        options["columns"] = shard(x["columns"], case.layout) if case.columns else None
         if case.loss != "mse":
             options["temperature"] = TEMPERATURE
         loss = getattr(losses, case.loss)(student, teacher, **options)
     weights = torch.arange(1.0, 4.0) if case.keep_batch else torch.tensor(1.0)
     (loss * weights).sum().backward()
     return loss.detach(), student.grad, teacher.grad
+
+
+def relation_kl(student: Tensor, teacher: Tensor, heads: int, options: dict[str, Any]) -> Tensor:
+    """KL between the relations of positions, in so many heads."""
+    student, layout = losses.split_heads(student, heads)
+    teacher, _ = losses.split_heads(teacher, heads)
+    pair = losses.relation(student), losses.relation(teacher)
+    return losses.kl(*pair, **(options | {"layout": layout}))
 
 
 def expected(case: Case, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -134,6 +153,8 @@ def expected(case: Case, x: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | No
     masked = torch.tensor(0.0)
     if case.loss == "soft_cross_entropy":
         masked = TEMPERATURE**2 * torch.tensor(float(student.size(-1))).log()
+    if case.loss == "cosine_distance":
+        masked = torch.tensor(1.0)
     if per_row.dim() == 3:
         per_row = per_row.mean(1)
     rows = x["rows"]
@@ -160,6 +181,10 @@ def dense_rows(case: Case, student: Tensor, teacher: Tensor, columns: Tensor) ->
         lowest = order.values[..., -1:].expand_as(teacher)
         places = order.indices[..., TOP_N:]
         teacher = teacher.scatter(-1, places, lowest).detach()
+    if case.loss == "cosine_distance":
+        return 1 - torch.cosine_similarity(student, teacher, dim=-1)
+    if case.loss in RELATIONS:
+        return relation_rows(case, student, teacher, columns)
     columns = columns.double() if case.columns else torch.ones_like(student)
     if case.loss == "mse":
         return ((student - teacher) ** 2 * columns).sum(-1) / columns.sum(-1)
@@ -167,6 +192,21 @@ def dense_rows(case: Case, student: Tensor, teacher: Tensor, columns: Tensor) ->
     inside = q.log() if case.loss == "soft_cross_entropy" else (q / p).log()
     inside = torch.where(columns > 0, inside, 0.0)
     return -(TEMPERATURE**2) * (p * inside).sum(-1)
+
+
+def relation_rows(case: Case, student: Tensor, teacher: Tensor, keys: Tensor) -> Tensor:
+    """Head by head, [b, heads, s]."""
+    rows, heads = [], int(case.loss[-1])
+    for s, t in zip(student.chunk(heads, -1), teacher.chunk(heads, -1), strict=True):
+        log_q, log_p = (
+            torch.einsum("bih,bjh->bij", x, x)
+            .div(x.size(-1) ** 0.5)
+            .masked_fill(~keys[:, 0] & case.columns, -1e300)
+            .log_softmax(-1)
+            for x in (s, t)
+        )
+        rows.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.stack(rows, 1)
 
 
 def soft(x: Tensor, columns: Tensor) -> Tensor:
