@@ -10,27 +10,7 @@ from typing import NamedTuple
 from config.notes import warn
 
 #: Values of --student_model in the seed that are not registered yet; registering one is enough.
-SEED_METHODS = (
-    "tinybert",
-    "erdistill",
-    "minilmv2",
-    "minilm",
-    "distilbert",
-    "mixbaseline",
-    "pkd",
-    "rail_kd",
-    "mgskd",
-    "diito",
-    "sid",
-    "alp_kd",
-    "ckd",
-    "theseus",
-    "universal_kd",
-    "lrc_bert",
-    "annealing_kd",
-    "mobilebert",
-    "continuation_kd",
-)
+SEED_METHODS = ()
 
 
 class Later(NamedTuple):
@@ -68,7 +48,6 @@ _FEATURES = {
     "several segments for one sample": "segment-length=0",
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
     "WSC": "wsc-negative",
-    "tasks with a varying number of choices": "fix_variable_num_choices",
     "fine-tuning without validation": "no-validation",
     "other optimizers than AdamW": "optimizer=adam",
     "continuous prompts": (
@@ -101,57 +80,6 @@ _FEATURES = {
         "rl_kd_semantic_model rl_kd_semantic_model_dim rl_kd_alpha=0.5"
     ),
     "MixMT": "mixmt_model",
-    "TinyBERT": (
-        "tinybert_inter_final tinybert_only_emb_final tinybert_only_emb tinybert_wo_att "
-        "tinybert_wo_inter tinybert_wo_final tinybert_wo_emb tinybert_fit_parallel "
-        "tinybert_fit_compatible_mt tinybert_random_layers tinybert_random_show "
-        "tinybert_custom_final=1 tinybert_random_e=1 tinybert_random_i=3000"
-    ),
-    "MiniLMv2": (
-        "minilmv2_relation_heads=48 minilmv2_teacher_layer=12 minilmv2_wo_inter "
-        "minilmv2_relation_heads_mt"
-    ),
-    "DistilBERT": (
-        "distilbert_alpha_ce=1 distilbert_alpha_mlm=1 distilbert_alpha_cos=1 "
-        "distilbert_fix_layernorm distilbert_cos_mask_padding distilbert_ce_mask_padding"
-    ),
-    "PKD": (
-        "pkd_normalized_patience pkd_use_embed pkd_wo_final pkd_only_cls pkd_alpha=0.5 pkd_beta=100"
-    ),
-    "RAIL-KD": (
-        "rail_kd_inter_rate=0.3334 rail_kd_layer_wise_alpha=1 rail_kd_u=128 rail_kd_epochs=1 "
-        "rail_kd_iters=3000 rail_kd_concatenated rail_kd_has_embed rail_kd_has_final "
-        "rail_kd_show_hook_change rail_kd_no_random"
-    ),
-    "MGSKD": (
-        "mgskd_weight_sample=4 mgskd_weight_token=1 mgskd_weight_span=1 mgskd_span_max_rate=0.4 "
-        "mgskd_sample_level_m=2 mgskd_triplet_k1=20 mgskd_triplet_k2=20 mgskd_multi_heads=64 "
-        "mgskd_wo_inter"
-    ),
-    "DIITO": (
-        "diito_alignment=full diito_interchange_way=consecutive diito_interchange_prop=0.3 "
-        "diito_alpha_mlm=1 diito_alpha_ce=1 diito_alpha_causal_ce=1 diito_alpha_cos=1 "
-        "diito_alpha_causal_cos=1 diito_interchange_max_token=-1"
-    ),
-    "SID": "sid_accumulate_t=0 sid_lim_e=avg",
-    "ALP-KD": "alp_kd_lambda=0.2",
-    "CKD": ("ckd_window_size=21 ckd_wrdist_w=1 ckd_ltrdist_w=1 ckd_wrangle_w=10 ckd_ltrangle_w=10"),
-    "Theseus": "theseus_replacing_rate=0.3 theseus_not_replaced_steps=0.66",
-    "Universal-KD": (
-        "universal_kd_wo_inter universal_kd_cg universal_kd_avg universal_kd_gamma=0.5 "
-        "universal_kd_size=0"
-    ),
-    "LRC-BERT": "lrc_bert_alpha=1 lrc_bert_gard_perturb lrc_bert_gather_dp",
-    "Annealing-KD": "annealing_kd_max_t=7",
-    "MobileBERT": "mobilebert_kd_w=0.5 mobilebert_pkt_small_lr=0.1",
-    "Continuation-KD": (
-        "continuation_kd_max_t=10 continuation_kd_margin=1 continuation_kd_psi_sep=0.666 "
-        "continuation_kd_psi_denominator=1.333"
-    ),
-    "mixed methods": (
-        "mixbaseline_wo_inter mixbaseline_inter_checkpoint mixbaseline_tinybert_t=1 "
-        "mixbaseline_inter_bl= mixbaseline_pre_bl_pt_soft= mixbaseline_pre_bl_ft_soft="
-    ),
 }
 
 

@@ -6,7 +6,7 @@ of losses and forward values, that of gradients, and what went wrong. The exit c
 every line is ok.
 
 Tolerances: values 1e-4 relative, 1e-5 absolute; gradients 1e-3 relative, or 1e-5 of the largest
-entry; ids, maps and shards exactly.
+entry of the run; ids, maps and shards exactly.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 
 from config import ConfigError
-from tests.vector_checks import data, engine, model, parallel, tasks, training
+from tests.vector_checks import data, engine, losses, model, parallel, tasks, training, warm_start
 from tests.vector_checks.common import FAILED, NOT_IMPLEMENTED, OK, Result
 
 Check = Callable[[Path], list[Result]]
-AREAS = (model, data, tasks, engine, parallel, training)
+AREAS = (model, data, tasks, engine, losses, parallel, training, warm_start)
 LATER = ("is not supported yet", "is no method")  # words of ConfigError for what is not built
 
 

@@ -19,6 +19,8 @@ Not as in the seed: padding never counts (there it needs --logitsdistil_mask_pad
 divisor, --compat=D3); the n largest are those of the whole vocabulary for every p; the second term
 is a mean in each row first (--compat=D3: one mean over the micro-batch), and 0 where nothing
 exceeds.
+
+When: student and teacher share a vocabulary and nothing else, and pretraining can be afforded.
 """
 
 from collections.abc import Iterator

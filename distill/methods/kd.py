@@ -10,6 +10,8 @@ fine-tune with --distill_ft_soft at temperature 1 and without hard labels.
 
 Not as in the paper: soft and hard loss have weight 1 each unless --distill_soft_rate and
 --distill_hard_rate say otherwise.
+
+When: a baseline for everything else; of the teacher only its answers are needed.
 """
 
 from distill.registry import register

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import mpu
+from distill.capture import embeddings
 from distill.context import TrainState
 from distill.engine.wrap import wrap
 from distill.registry import METHODS
@@ -17,10 +18,24 @@ from tests.distill.runs import lm_task, rows_of, toy_run, toy_student, toy_teach
 from tests.ranks import run_ranks
 from tests.toy import toy_lm_batch
 
-FLAGS = {
-    "kd": ["--distill_pt_soft", "--distill_pt_hard", "--distill_temperature=3"],
-    "glmd": ["--distill_temperature=15", "--logitsdistil_top_n=9"],
-    "adapted": ["--distill_logits_parallel"],
+KD = ["--student_model=kd", "--distill_pt_soft", "--distill_pt_hard", "--distill_temperature=3"]
+AGAIN = ["--forward_repeat_num=1", "--distill_random_data=replace", "--distill_random_data_n=1"]
+AGAIN += ["--distill_random_data_method=sample"]
+MIX = ["--student_model=mixbaseline", "--mixbaseline_inter_bl=adapted,glmd"]
+#: What is trained on each engine: name -> flags.
+RUNS = {
+    "kd": KD,
+    "glmd": ["--student_model=glmd", "--distill_temperature=15", "--logitsdistil_top_n=9"],
+    "adapted": ["--student_model=adapted", "--distill_logits_parallel"],
+    "several passes": [*KD, *AGAIN, "--distil_analysis_inter", "--log-interval=2"],
+    "a pass for its gradient": [
+        "--student_model=perturbed",
+        "--distill_pt_hard",
+        "--forward_repeat_num=1",
+        "--ignore_first_backward_gard",
+    ],
+    # TinyBERT's projection is not used.
+    "mix": [*MIX, "--mixbaseline_pre_bl_pt_soft=tinybert", "--distill_pt_soft", *AGAIN],
 }
 STEPS, RATE = 4, 1e-3
 
@@ -47,16 +62,34 @@ class Adapted(GLMStudent):
         )
 
 
+class Perturbed(GLMStudent):
+    """The second pass sees embeddings changed along the gradient of the first one's loss."""
+
+    gradient: Tensor
+
+    def gradient_points(self):
+        return [embeddings()]
+
+    def take_gradients(self, gradients):
+        self.gradient = gradients[embeddings()]
+
+    def get_student_hook_op(self, **kwargs):
+        if self.clock.repeat == 0:
+            return {}
+        step = torch.nn.functional.normalize(self.gradient, dim=-1)
+        return {"transformer": {"embeddings": lambda hidden_states, this: hidden_states + step}}
+
+
 def train(
     rank: int, world_size: int, name: str, stage: int | None
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of 4 optimizer steps of 8 samples, and the weights after them."""
     import distill.methods  # noqa: F401 - before the name is added
 
-    METHODS["adapted"] = Adapted
+    METHODS.update(adapted=Adapted, perturbed=Perturbed)
     if world_size > 1:
         mpu.initialize_model_parallel(1)
-    run = toy_run(f"--student_model={name}", *FLAGS[name], "--weight-decay=0.1")
+    run = toy_run(*RUNS[name], "--weight-decay=0.1")
     if stage is not None:
         json = deepspeed_json(stage, 1, False, 1.0)
         parallel = dataclasses.replace(run.parallel, deepspeed=True)
@@ -67,7 +100,7 @@ def train(
     step = DistillStep(task, engine, toy_teachers(run, task), run, TrainState())
     losses = []
     for number in range(STEPS):
-        size = 8 // world_size
+        step.state.iteration, size = number, 8 // world_size
         batch = rows_of(toy_lm_batch(8, seed=number), rank * size, (rank + 1) * size)
         counts = step.count([batch])
         with engine.micro_step(last=True):
@@ -78,7 +111,7 @@ def train(
     return losses, {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
 
 
-@pytest.fixture(scope="module", params=list(FLAGS))
+@pytest.fixture(scope="module", params=list(RUNS))
 def alone(request: pytest.FixtureRequest) -> tuple[str, list[float], dict[str, Tensor]]:
     """One process, plain engine."""
     losses, weights = run_ranks(1, train, request.param, None)[0]
@@ -108,3 +141,9 @@ def test_a_methods_own_parameters_are_trained_and_saved(monkeypatch):
     own = [key for key in after if key.startswith("student.")]
     assert own == ["student.fit_dense.weight", "student.fit_dense.bias"]
     assert all(not torch.equal(before[key], after[key]) for key in own)
+
+
+def test_what_only_the_second_pass_sees_is_trained_on():
+    weights = {name: run_ranks(1, train, name, None)[0][1] for name in ("kd", "several passes")}
+    key = "transformer.layers.1.mlp.dense_h_to_4h.weight"
+    assert not torch.allclose(*(each[key] for each in weights.values()), rtol=1e-3)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import mpu
+from distill.adapters import Adapter
 from distill.capture import merge_hooks, to_hook
 from distill.step import DistillStep
 from distill.student import GLMStudent
@@ -21,8 +22,42 @@ SWITCHES = {
     "pretrain": ["--distill_pt_soft", "--distill_pt_hard", "--distill_temperature=3"],
     "finetune": ["--distill_ft_soft", "--distill_ft_hard", "--distill_temperature=3"],
 }
+# Flags without which a method cannot run on the toy models: its variants have them, too.
+BASE: dict[str, list[str]] = {
+    "distilbert": ["--teacher_hidden_size=16"],
+    "minilmv2": ["--minilmv2_relation_heads=4", "--minilmv2_teacher_layer=-1"],
+    "diito": ["--teacher_hidden_size=16", "--forward_repeat_num=1"],
+    "theseus": ["--teacher_hidden_size=16"],
+    "mgskd": ["--mgskd_multi_heads=4"],
+    "pkd": ["--teacher_hidden_size=16"],
+    "alp_kd": ["--teacher_hidden_size=16"],
+    "sid": ["--teacher_hidden_size=16"],
+    "mobilebert": ["--teacher_hidden_size=16"],
+}
 # Methods whose flags a law must set to test more of them: name -> list of flag lists.
 VARIANTS: dict[str, list[list[str]]] = {
+    "pkd": [
+        ["--pkd_normalized_patience", "--pkd_only_cls", "--pkd_use_embed"],
+        ["--pkd_wo_final", "--compat=glmkd"],
+    ],
+    "rail_kd": [
+        ["--rail_kd_concatenated", "--rail_kd_has_embed", "--rail_kd_has_final"],
+        ["--rail_kd_no_random", "--rail_kd_layer_wise_alpha=2", "--compat=glmkd,-D37"],
+    ],
+    "alp_kd": [["--compat=glmkd"]],
+    "universal_kd": [
+        ["--universal_kd_cg", "--universal_kd_avg", "--universal_kd_size=5"],
+        ["--universal_kd_wo_inter"],
+        ["--compat=glmkd"],
+    ],
+    "lrc_bert": [
+        ["--lrc_bert_gard_perturb", "--forward_repeat_num=1", "--ignore_first_backward_gard"],
+        ["--lrc_bert_gather_dp", "--compat=glmkd"],
+    ],
+    "distilbert": [
+        ["--distilbert_fix_layernorm", "--distilbert_ce_mask_padding"],
+        ["--distilbert_cos_mask_padding", "--compat=glmkd"],
+    ],
     "kd": [["--distill_logits_parallel"], ["--distill_logits_parallel", "--distill_logit_mse"]],
     "logitsdistil": [
         ["--logitsdistil_mask_a"],
@@ -32,6 +67,46 @@ VARIANTS: dict[str, list[list[str]]] = {
         ["--compat=glmkd"],
         ["--logitsdistil_top_n=7", "--compat=D3"],
     ],
+    "ckd": [["--ckd_window_size=3", "--ckd_ltrdist_w=0"], ["--compat=glmkd"], ["--compat=D3"]],
+    "mgskd": [
+        ["--mgskd_sample_level_m=1", "--mgskd_triplet_k1=4", "--mgskd_triplet_k2=3"],
+        ["--mgskd_wo_inter"],
+        ["--compat=glmkd"],
+        ["--compat=D3"],
+    ],
+    "minilm": [["--compat=glmkd"], ["--compat=D27"]],
+    "minilmv2": [["--minilmv2_relation_heads=2"], ["--compat=D3"]],
+    "mixbaseline": [
+        ["--mixbaseline_inter_bl=TinyBERT,glmd,CKD", "--mixbaseline_weights=1,0.5,2,1"]
+        + [f"--mixbaseline_pre_bl_{stage}_soft=DistilBERT" for stage in ("pt", "ft")],
+        ["--mixbaseline_inter_bl=DistilBERT,TinyBERT,DIITO", "--mixbaseline_inter_checkpoint"]
+        + ["--teacher_hidden_size=16", "--forward_repeat_num=1", "--compat=glmkd"],
+    ],
+    "tinybert": [
+        ["--tinybert_only_emb_final", "--tinybert_custom_final=2", "--tinybert_fit_parallel"],
+        ["--tinybert_random_layers", "--tinybert_fit_compatible_mt", "--tinybert_wo_emb"],
+        ["--compat=glmkd"],
+    ],
+    "diito": [
+        ["--diito_alignment=late", "--diito_interchange_way=random"],
+        ["--compat=glmkd", "--diito_interchange_way=masked"],
+    ],
+    "sid": [["--sid_accumulate_t=0.5"], ["--sid_accumulate_t=9", "--compat=glmkd"]],
+    "mobilebert": [["--mobilebert_kd_w=2"], ["--mobilebert_pkt_small_lr=3", "--compat=glmkd"]],
+    "annealing_kd": [
+        ["--annealing_kd_max_t=3", "--distill_pt_soft_mse", "--distill_ft_soft_mse"],
+        ["--compat=glmkd", "--distill_pt_soft_mse", "--distill_ft_soft_mse"],
+    ],
+    "continuation_kd": [
+        ["--continuation_kd_margin=20", "--distill_pt_soft_mse", "--distill_ft_soft_mse"],
+        ["--compat=glmkd", "--distill_pt_soft_mse", "--distill_ft_soft_mse"],
+    ],
+    "erdistill": [
+        ["--erdistill_inter=1plus", "--erdistill_inter_mse"],
+        ["--erdistill_inter=two", "--erdistill_wo_local"],
+        ["--erdistill_inter=one", "--erdistill_wo_global", "--compat=glmkd"],
+    ],
+    "theseus": [["--mt_disable_operation=0", "--compat=D31"], ["--theseus_replacing_rate=0.9"]],
 }
 
 
@@ -48,6 +123,7 @@ def runs() -> list[tuple[str, ...]]:
 def step_of(program: str, name: str, *flags: str, soft: bool = True, **changes: Any) -> DistillStep:
     """A toy step; `changes` are fields of the model's arguments."""
     switches = SWITCHES[program] if soft else []
+    flags = (*BASE.get(name, []), *flags)
     run = toy_run(f"--student_model={name}", *switches, *flags, program=program)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, **changes))
     return toy_step(run, lm_task() if program == "pretrain" else cloze_task())
@@ -114,7 +190,10 @@ def test_capturing_changes_nothing(case):
     hook = merge_hooks(method.get_student_hook(), to_hook(method.base_points()))
     expected = module(*inputs)[0]
     actual = hook_model(hook or None, [], module, *inputs)[0]
-    assert torch.equal(actual, expected)
+    if "attention_" in str(hook):  # scores exist only without the fused kernel, which rounds else
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(actual, expected)
 
 
 @every_run
@@ -169,14 +248,21 @@ def recorded_calls(step: DistillStep, batch: Any) -> list[tuple[Any, tuple, dict
 
 
 # Methods whose intermediate loss is a distance: 0 where student and teacher are the same model.
-DISTANCES = [name for name in all_methods() if name not in ()]
+NO_DISTANCE = ("alp_kd", "lrc_bert")  # a mix of several layers; a contrast
+DISTANCES = [name for name in all_methods() if name not in NO_DISTANCE]
+DISTANCE_ONLY = {"distilbert": ["--distilbert_alpha_mlm=0"]}  # flags that leave hard labels out
 
 
 @pytest.mark.parametrize("program", STAGES)
 @pytest.mark.parametrize("name", DISTANCES)
 def test_a_student_equal_to_its_teacher_has_zero_distance(name, program):
     same = ["--teacher_num_layers=2", "--teacher_hidden_size=16", "--distill_logits_parallel"]
-    step = step_of(program, name, *same, soft=False)
+    step = step_of(program, name, *same, *DISTANCE_ONLY.get(name, []), soft=False)
+    for module in step.student.module.modules():
+        if isinstance(module, Adapter):
+            nn.init.eye_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     own = {k: v for k, v in step.student.module.state_dict().items() if "student." not in k}
     step.teachers[0].module.load_state_dict(own)
     output = take(step, batch_of(program))

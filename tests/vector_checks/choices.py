@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_utils.batch import Batch
 from distill.context import Clock
+from distill.layer_maps import uniform
 from distill.step import DistillStep
 
 
@@ -35,8 +36,13 @@ def _set(name: str, draw: Callable[[dict[str, Any]], Callable[..., Any]]) -> Cal
     return use
 
 
-def _layers(found: dict[str, Any]) -> Callable[[int], list[int]]:
-    return lambda t_no: found["teacher_layers"][t_no]
+def _layers(step: DistillStep, found: dict[str, Any]) -> None:
+    """Of each teacher; its first and last state are not drawn, recorded or not."""
+    drawn = [
+        [layer for layer in layers if 0 < layer < teacher.num_layers]
+        for layers, teacher in zip(found["teacher_layers"], step.run.teachers, strict=True)
+    ]
+    _set("draw_layers", lambda _: drawn.__getitem__)(step, found)
 
 
 def _spans(found: dict[str, Any]) -> Callable[[int], list[int]]:
@@ -47,26 +53,24 @@ def _layer(found: dict[str, Any]) -> Callable[[], int]:
     return lambda: found["student_alignment_layer"]
 
 
-def _masks(found: dict[str, Any]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _masks(found: dict[str, Any]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(where a state is put, where it comes from)"""
     pair = found["interchange_mask"].bool(), found["dual_interchange_mask"].bool()
-    return lambda token_mask: pair
+    return lambda tokens, targets: pair
 
 
-def _blocks(found: dict[str, Any]) -> Callable[[], list[int | None]]:
-    """`s0 t0.2 t0.3` -> [None, 0]: for each student layer the teacher that stands in for it."""
-
-    def draw_of(step_layers: list[str], number: int, group: int) -> list[int | None]:
-        drawn: list[int | None] = []
-        position = 0
-        while len(drawn) < number:
-            word = step_layers[position]
-            drawn.append(None if word.startswith("s") else int(word[1:].partition(".")[0]))
-            position += 1 if word.startswith("s") else group
-        return drawn
-
-    layers = found["executed_layers"]
-    return lambda num_layers, num_teacher: draw_of(layers, num_layers, num_teacher // num_layers)
+def _blocks(step: DistillStep, found: dict[str, Any]) -> None:
+    """`s0 t0.2 t0.3` -> [None, 0]: for each student block the teacher that stands in for it."""
+    own, depths = step.run.model.num_layers, [t.num_layers for t in step.run.teachers]
+    words, drawn = list(found["executed_layers"]), []
+    for block in range(own):
+        word = words.pop(0)
+        drawn.append(None if word == f"s{block}" else int(word[1:].partition(".")[0]))
+        if drawn[-1] is not None:
+            ends = [0, *uniform(own, depths[drawn[-1]])]
+            del words[: ends[block + 1] - ends[block] - 1]
+    assert not words, f"more layers than the student stands for: {words}"
+    step.method.draw_blocks = lambda: drawn
 
 
 def _tokens(step: DistillStep, found: dict[str, Any]) -> None:
@@ -82,10 +86,10 @@ def _tokens(step: DistillStep, found: dict[str, Any]) -> None:
 
 
 USES: dict[str, Callable[[DistillStep, dict[str, Any]], None]] = {
-    "teacher_layers": _set("draw_layers", _layers),
+    "teacher_layers": _layers,
     "span_lengths": _set("draw_spans", _spans),
     "student_alignment_layer": _set("draw_layer", _layer),
     "interchange_mask": _set("draw_masks", _masks),
-    "executed_layers": _set("draw_blocks", _blocks),
+    "executed_layers": _blocks,
     "student_input_ids_call0": _tokens,
 }
