@@ -45,7 +45,7 @@ def pretrain(argv: Sequence[str]) -> None:
     task = BlockLM()
     check_needs(run, task.head)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
-    engine = wrap(build_module(run, task.head), run, runtime)
+    engine = wrap(build_module(run, task.head, teachers), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)
     step = DistillStep(task, engine, teachers, run, state)
     trainer = Trainer(

@@ -35,6 +35,8 @@ from distill.engine.trainer import Trainer
 from distill.engine.wrap import Engine
 from distill.step import check_method
 from distill.student import GLMStudent, build_student
+from distill.teacher import Teacher
+from distill.warm_start import check_warm_start, warm_start
 from model.build import HeadSpec, add_head, build_model
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
 
 def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     """Processes, tokenizer and the run with its vocabulary, after every check that is cheap."""
+    check_warm_start(run)
     check_run_dir(run)
     runtime = launch(run)
     tokenizer = build_tokenizer(run.tokenizer, run.blocks)
@@ -65,9 +68,10 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     return with_vocabulary(run, tokenizer), runtime, tokenizer
 
 
-def build_module(run: RunArgs, head: HeadSpec) -> nn.Module:
-    """The student (or the GLM alone) under the task's head, with --load-pretrained's weights.
+def build_module(run: RunArgs, head: HeadSpec, teachers: Sequence[Teacher] = ()) -> nn.Module:
+    """The student (or the GLM alone) under the task's head, with the weights it starts from:
 
+    those of --load-pretrained, and over them those of a teacher, if --student_truncate_tn says so.
     ConfigError: the method cannot work with this head, or has no loss.
     """
     seed = run.train.seed
@@ -77,6 +81,7 @@ def build_module(run: RunArgs, head: HeadSpec) -> nn.Module:
     module = add_head(student, head, run.model, seed=seed)
     if run.checkpoint.load_pretrained is not None and run.checkpoint.load is None:
         load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
+    warm_start(module, teachers, run)
     return module
 
 
