@@ -92,6 +92,7 @@ def _finite(run: "RunArgs") -> Iterator[str]:
     """Numbers that are infinite or NaN, from flags and from DeepSpeed's JSON."""
     groups = {key: getattr(run, key) for key in RANGES} | {"method": run.method}
     groups |= {f"teacher {number}": group for number, group in enumerate(run.teachers)}
+    groups |= run.mixed
     for key, group in groups.items():
         for spelling, field in group.flags().items():
             value = getattr(group, field.name)

@@ -159,6 +159,8 @@ def changes(run: Any, saved: Mapping[str, Any]) -> list[str]:
     now = run.to_dict()
     pairs = [(getattr(run, key), saved.get(key, {}), now[key]) for key in COMPARED]
     pairs += zip(run.teachers, saved.get("teachers", ()), now["teachers"], strict=False)
+    mixed = saved.get("mixed", {})
+    pairs += [(run.mixed[k], mixed.get(k, {}), now["mixed"][k]) for k in run.mixed]
     found = []
     for group, before, after in pairs:
         for flag, f in group.flags().items():

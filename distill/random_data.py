@@ -52,15 +52,16 @@ class RandomData:
 
     def _sampled(self, batch: Batch, clock: Clock) -> Tensor:
         """Position by position the same for a sample, however the global batch is cut."""
+        shape = batch.tokens.shape[1:]
         rows = [
             torch.randint(
                 self.num_tokens,
-                batch.tokens.shape[1:][::-1],  # positions first: padding only adds to them
+                shape[::-1],  # positions first: padding only adds to them
                 generator=self._generator("sample", clock.iteration, clock.repeat, sample),
-            ).T
+            ).movedim(0, -1)
             for sample in batch.sample_ids.tolist()
         ]
-        return torch.stack([row.reshape(batch.tokens.shape[1:]) for row in rows]).to(batch.tokens)
+        return torch.stack(rows).to(batch.tokens)
 
     def _generator(self, *words: int | str) -> torch.Generator:
         return torch.Generator().manual_seed(mpu.derive_seed(self.seed, "random data", *words))

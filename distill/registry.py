@@ -1,18 +1,24 @@
 """Methods by name: what --student_model and --mixbaseline_inter_bl choose from."""
 
+import dataclasses
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from config import ArgGroup, ConfigError
+from config.parser import ARGS_FILE, read_json
 
 if TYPE_CHECKING:
     from distill.student import GLMStudent
 
-OWN_CLASS = re.compile(r".+\.py:\w+")  # a user's own method, as a value of --student_model
+OWN_CLASS = re.compile(r".+\.py:\w+")  # a user's own method, as a value of these flags:
+METHOD_FLAGS = ("--student_model", "--mixbaseline_inter_bl")
+METHOD_FLAGS += ("--mixbaseline_pre_bl_pt_soft", "--mixbaseline_pre_bl_ft_soft")
 Method = TypeVar("Method", bound="type[GLMStudent]")
 
 #: Every name and alias -> class. Filled by `register` when `distill.methods` is imported.
@@ -48,34 +54,89 @@ def method_args(argv: Sequence[str] = ()) -> dict[str, type[ArgGroup]]:
     """Name -> group of flags, for `config.parse_args`.
 
     A class of the user's own that a flag names as path/to/file.py:ClassName is loaded and
-    registered under that name. ConfigError if it cannot be.
+    registered under that name. ConfigError if it is not there, or is no method.
     """
     import distill.methods  # noqa: F401 - fills METHODS
 
+    problems: list[str] = []
+    files: dict[Path, ModuleType] = {}  # one is run once, whatever it is asked for
     for name in dict.fromkeys(_own_classes(argv)):
-        METHODS[name] = _load_class(name)
+        try:
+            METHODS[name] = _load_class(name, files)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     return {name: cls.Args for name, cls in METHODS.items()}
 
 
 def _own_classes(argv: Sequence[str]) -> Iterator[str]:
-    """Every path/to/file.py:ClassName among the values of flags."""
-    for word in argv:
-        value = word.partition("=")[2] if word.startswith("--") else word
-        yield from (part for part in value.split(",") if OWN_CLASS.fullmatch(part))
+    """Every path/to/file.py:ClassName among the methods that flags name, those of a file too."""
+    given = list(_pairs(argv))
+    values = dict(pair for flag, value in given if flag == ARGS_FILE for pair in _of_file(value))
+    for flag, value in (values | dict(given)).items():  # a flag beside the file wins
+        if flag in METHOD_FLAGS:
+            words = (word.strip() for word in value.split(","))
+            yield from (word for word in words if OWN_CLASS.fullmatch(word))
 
 
-def _load_class(name: str) -> "type[GLMStudent]":
+def _of_file(name: str) -> Iterator[tuple[str, str]]:
+    """(flag, value) of the texts in a file of arguments."""
+    content = read_json(Path(name), ARGS_FILE)
+    flags = content.get("flags", content)
+    for flag, value in flags.items() if isinstance(flags, Mapping) else ():
+        if isinstance(value, str):
+            yield "--" + flag.removeprefix("--"), value
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(flag, value) of `--flag=value` and of `--flag value`."""
+    for number, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if equals:
+            yield flag, value
+        elif number + 1 < len(argv):
+            yield flag, argv[number + 1]
+
+
+def _load_class(name: str, files: dict[Path, ModuleType]) -> "type[GLMStudent]":
+    """The class; ConfigError if there is none. What its file raises goes on, for its author."""
     from distill.student import GLMStudent
 
     path, _, class_name = name.rpartition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"{name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"own_method_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    cls = getattr(module, class_name, None)
+    place = Path(path).expanduser().resolve()
+    if not place.is_file():
+        raise ConfigError(f"--student_model={name}: there is no file {place}")
+    if place not in files:
+        files[place] = _run_file(place)
+    cls = getattr(files[place], class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, GLMStudent)):
-        what = "is no subclass of GLMStudent" if cls is not None else "does not exist"
-        raise ConfigError(f"{name}: class {class_name} {what}")
+        found = [n for n, c in vars(files[place]).items() if _is_own(c, files[place], GLMStudent)]
+        what = "is no subclass of GLMStudent" if cls is not None else "is not in that file"
+        known = f"; there are {', '.join(found)}" if found else ""
+        raise ConfigError(f"--student_model={name}: {class_name} {what}{known}")
+    if not (issubclass(cls.Args, ArgGroup) and dataclasses.is_dataclass(cls.Args)):
+        raise ConfigError(
+            f"--student_model={name}: {class_name}.Args must be a subclass of config.ArgGroup with "
+            "@dataclass(frozen=True, kw_only=True) above it"
+        )
     return cls
+
+
+def _is_own(value: object, module: ModuleType, base: type) -> bool:
+    own = isinstance(value, type) and issubclass(value, base)
+    return own and value.__module__ == module.__name__
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Import a file as a module of its own, named after its path."""
+    name = f"own_method_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

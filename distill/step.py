@@ -8,7 +8,7 @@ the losses are added; with --ignore_first_backward_gard that of the first pass i
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from config import ConfigError, RunArgs
 from data_utils.batch import Batch
+from distill.analysis import Analysis
 from distill.capture import Captured, Hook, merge_hooks, to_hook
 from distill.context import Clock, LossContext, TrainState
 from distill.random_data import RandomData
@@ -77,6 +78,7 @@ class DistillStep:
         self.method = find_student(student.module)
         assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
         self._random_data = RandomData(run, run.model.vocab_size)
+        self._analysis = Analysis(run)
         if state.method:
             self.method.load_method_state(state.method)
 
@@ -140,7 +142,8 @@ class DistillStep:
         method, inputs = self.method, self.task.inputs(batch)
         method.begin_pass(clock)
         method.take_terms()  # of a forward outside this step
-        asks_gradient = clock.repeat == 0 and bool(method.gradient_points())
+        again = self.run.distill.forward_repeat_num > 0
+        asks_gradient = clock.repeat == 0 and again and bool(method.gradient_points())
         base = to_hook(
             [*method.base_points(), *(method.gradient_points() if asks_gradient else ())]
         )
@@ -149,11 +152,14 @@ class DistillStep:
         terms: dict[str, Tensor | float] = method.take_terms()
         options = self._output_rows(hard_rows) if method.needs_targets_only() else {}
         raw: list[Tensor] = []
-        outputs = _forward(self.student, inputs, hook, hook_op, raw, options)
+        # The engine would take the backward pass of a gradient for the step's own.
+        student = self.student.module if asks_gradient else self.student
+        with self.student.autocast():
+            outputs = _forward(student, inputs, hook, hook_op, raw, options)
         logits, captured = _logits(outputs), in_fp32(raw)
         hard_loss = self._hard_loss(logits, batch, hard_rows)
-        again = f"_repeat{clock.repeat}" if clock.repeat else ""
-        terms[f"Train/hard_loss{again}"] = hard_loss.detach()
+        suffix = f"_repeat{clock.repeat}" if clock.repeat else ""
+        terms[f"Train/hard_loss{suffix}"] = hard_loss.detach()
         losses = []
         for t_no, teacher in enumerate(self.teachers):
             t_base = to_hook(method.base_points())
@@ -170,8 +176,11 @@ class DistillStep:
             losses.append(_as_tensor(loss, logits))
             for name, value in method.take_terms().items():
                 name, _, tail = name.partition(AFTER)
-                terms[f"{name}_t{t_no}{again}{tail}"] = value
-            terms[f"teacher_loss/teacher_{t_no}_t{t_no}{again}"] = losses[-1].detach()
+                terms[f"{name}_t{t_no}{suffix}{tail}"] = value
+            terms[f"teacher_loss/teacher_{t_no}_t{t_no}{suffix}"] = losses[-1].detach()
+        if self._analysis.wanted(clock):
+            found = self._analysis(self.student, self.teachers, inputs, rows["tokens"].mask)
+            terms |= {name + suffix: value for name, value in found}
         loss = average(losses)
         if asks_gradient:
             self._hand_gradients(loss, Captured(hook, raw))
@@ -255,7 +264,7 @@ def check_needs(run: RunArgs, head: HeadSpec) -> None:
     name = run.distill.student_model
     if name is None:
         return
-    problems = list(METHODS[name].problems(run, head))
+    problems = [*METHODS[name].problems(run, head), *Analysis.problems(run, head)]
     flags = run.distill
     if not flags.teacher_runs and SoftLabels.of(run).soft:
         problems.append(
@@ -293,7 +302,7 @@ def check_method(method: GLMStudent, head: HeadSpec, run: RunArgs) -> None:
 
 
 def _forward(
-    model: "Engine",
+    model: Callable[..., object],
     inputs: Sequence[Tensor],
     hook: Hook,
     hook_op: Hook,

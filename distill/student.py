@@ -55,7 +55,8 @@ class GLMStudent(nn.Module):
         self.soft_labels = SoftLabels.of(args)
         self.terms: dict[str, Tensor] = {}  # of the last losses, for the log; see take_terms
         self.clock = Clock()  # of the current forward pass, set by the step
-        rename_keys(self, _to_file, _to_module)
+        if isinstance(language_model, nn.Module):  # a part of a mix only borrows one
+            rename_keys(self, _to_file, _to_module)
 
     # What a method says.
 

@@ -22,6 +22,12 @@ OURS = {
     "--compat",
     "--teacher_bf16",
     "--student_init_layers",
+    "--erdistill_inter",  # the seed reads these four and declares none
+    "--erdistill_inter_mse",
+    "--erdistill_wo_local",
+    "--erdistill_wo_global",
+    "--mixbaseline_weights",
+    "--mixbaseline_temperatures",
 }
 
 #: (flag, what differs) -> why it is not as in the seed.

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from config.saved import changes, run_folder, saved_config
+from distill.registry import method_args
 from tests.config.common import PRETRAIN, pretrain, problems
 
 SAVED = ["--num-layers=3", "--hidden-size=48", "--num-attention-heads=6", "--hidden-dropout=0.3"]
@@ -195,4 +196,17 @@ def test_changed_settings_are_listed():
         "--seed: was 1234, now 5",
         "--student_model: was None, now kd",
         "--distill_pt_soft: was False, now True",
+    }
+
+
+def test_changed_settings_of_a_mixs_methods_are_listed():
+    mix = ["--student_model=mixbaseline", "--teacher_random_para"]
+    first = ["--mixbaseline_inter_bl=pkd,logitsdistil", "--pkd_beta=3"]
+    methods = method_args()
+    saved = pretrain(*mix, *first, methods=methods).to_dict()
+    assert changes(pretrain(*mix, *first, methods=methods), saved) == []
+    second = ["--mixbaseline_inter_bl=pkd,sid", "--pkd_beta=4"]
+    assert set(changes(pretrain(*mix, *second, methods=methods), saved)) == {
+        "--mixbaseline_inter_bl: was pkd,logitsdistil, now pkd,sid",
+        "--pkd_beta: was 3.0, now 4.0",
     }
