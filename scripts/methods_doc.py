@@ -26,7 +26,6 @@ from scripts.recipes import (
     Stage,
     chain,
     common_flags,
-    left_out,
     model_flags,
     recipes,
     recipes_of,
@@ -138,9 +137,6 @@ def recipe_text(name: str) -> str:
     lines = []
     for stage in (*others, *own):
         lines += [f"# {stage.note}"] if stage.note else []
-        dropped = left_out(stage)
-        if dropped:
-            lines.append(f"# Published with {' '.join(dropped)}, too: not built yet.")
         lines.append(shell(stage))
     return block(lines)
 

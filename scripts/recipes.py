@@ -17,7 +17,6 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
-from config.not_yet import NOT_YET
 from scripts.quickstart_plan import CORPUS, FULL, TASK, Sizes
 
 FILE = Path(__file__).resolve().parent.parent / "config" / "recipes.json"
@@ -119,11 +118,6 @@ def chain(*keys: str) -> list[Stage]:
     return list(found.values())
 
 
-def left_out(stage: Stage) -> list[str]:
-    """Published flags of features that are not built yet: not in the stage's command."""
-    return [flag for flag in stage.flags if flag.partition("=")[0] in NOT_YET]
-
-
 def scaled_flags(stage: Stage, sizes: Sizes) -> list[str]:
     """The published flags, at other sizes than the published ones."""
     published = PUBLISHED_OF.get(stage.recipe, PUBLISHED)
@@ -133,8 +127,7 @@ def scaled_flags(stage: Stage, sizes: Sizes) -> list[str]:
         if name in SCALED:
             ratio = Fraction(getattr(sizes, SCALED[name]), getattr(published, SCALED[name]))
             flag = f"{name}={max(1, int(int(value) * ratio))}"
-        if name not in NOT_YET:
-            flags.append(flag)
+        flags.append(flag)
     return flags
 
 
