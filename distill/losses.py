@@ -216,12 +216,13 @@ def _soft_rows(
 ) -> Tensor:
     """Row losses of distributions: the lean way, or by autograd for a teacher that is trained.
 
-    By autograd also for few numbers, as of choices: it rounds less where one is nearly certain.
+    By autograd also for the few numbers of choices: it rounds less where one is nearly certain.
     """
     if columns is not None:
         columns = columns.expand_as(student)
     student, teacher, columns = _pick(rows, student, teacher, columns)
-    if not teacher.requires_grad and student.numel() > FEW:
+    few = layout is Layout.REPLICATED and student.numel() <= FEW
+    if not (teacher.requires_grad or few):
         return soft_rows(
             student,
             teacher,
