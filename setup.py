@@ -30,6 +30,13 @@ setup(
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.16"],
-        "dev": ["deepspeed>=0.16", "datasets>=3.0", "matplotlib>=3.8", "pytest>=8.0", "ruff>=0.12"],
+        "dev": [
+            "deepspeed>=0.16",
+            "datasets>=3.0",
+            "matplotlib>=3.8",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+        ],
     },
 )

@@ -19,4 +19,5 @@ if [ "${1:-}" = "--all" ]; then
 fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-exec "$bin/python" -m pytest "${marks[@]}" "$@"
+# Two processes; a file's tests stay together, since they share what is costly to build.
+exec "$bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "${marks[@]}" "$@"
