@@ -43,7 +43,6 @@ class DistillArgs(ArgGroup):
     )
     distil_analysis_inter: bool = flag(False, "log how alike all layers of both models are")
     distil_analysis_frcn: str = flag("0", "for it: passes that are analysed, as 0,1")
-    mt_disable_operation: str = flag("0", "1: the teacher's forward is not computed")
     student_truncate_tn: int | None = flag(
         None, "start from the first layers and entries of this teacher's weights (0-based)"
     )
@@ -87,11 +86,6 @@ class DistillArgs(ArgGroup):
         """Passes whose tokens are random."""
         return passes(self.distill_random_data_n)
 
-    @property
-    def teacher_runs(self) -> bool:
-        """Whether the teacher's forward is computed."""
-        return self.mt_disable_operation.strip() != "1"
-
 
 def passes(text: str) -> frozenset[int]:
     """`"0,2"` -> {0, 2}"""
@@ -117,6 +111,7 @@ class TeacherArgs(ArgGroup):
     ib_hidden_size: int = flag(1024, "for it: width inside")
     ib_ffn_num: int = flag(1, "for it: MLPs in a layer")
     ib_word_emb: int = flag(0, "inputs from this many entries of three neighbouring words each")
+    runs: bool = True  # whether its forward is computed: --mt_disable_operation
 
     def model_args(self, student: ModelArgs) -> ModelArgs:
         """The teacher's architecture; vocabulary and masks are the student's."""

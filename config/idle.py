@@ -1,6 +1,6 @@
 """Flags that were given and do nothing: a warning each reason, on the first process."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from config.distill import DistillArgs, TeacherArgs
@@ -132,27 +132,36 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
 )
 
 
-def warn_unused(run: "RunArgs", methods: Mapping[str, type[ArgGroup]]) -> None:
-    """One warning for each reason why flags that were given do nothing in this run."""
+def warn_unused(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> None:
+    """One warning for each reason why flags that were given do nothing in this run.
+
+    `groups`: those of all methods and combiners.
+    """
     told: set[str] = set()
     for flags, idle, why in IDLE:
         given = [flag for flag in flags if flag in run.flags and flag not in told]
         if given and idle(run):
             told.update(given)
             _tell(given, why)
-    for group in (run.method, *run.mixed.values()):
+    for group in _chosen(run):
         for flag, needed in type(group).needs.items():
             if flag in run.flags and needed not in run.flags:
                 _tell([flag], f"without {needed}")
-    for flag in _of_other_methods(run, methods.values()):
-        _tell([flag], f"with --student_model={run.distill.student_model}")
+    combiner = run.multi_teacher.multi_teacher_model
+    for flag in _of_others(run, groups):
+        chosen = f"--student_model={run.distill.student_model}"
+        _tell([flag], f"with {chosen}" + (f" --multi_teacher_model={combiner}" if combiner else ""))
 
 
 def _tell(flags: Sequence[str], why: str) -> None:
     warn(f"{', '.join(flags)}: {'has' if len(flags) == 1 else 'have'} no effect {why}")
 
 
-def _of_other_methods(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> list[str]:
-    own = {flag for group in (run.method, *run.mixed.values()) for flag in type(group).flags()}
+def _chosen(run: "RunArgs") -> list[ArgGroup]:
+    return [run.method, *run.mixed.values(), run.combiner, *run.combined.values()]
+
+
+def _of_others(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> list[str]:
+    own = {flag for group in _chosen(run) for flag in type(group).flags()}
     others = dict.fromkeys(flag for group in groups for flag in group.flags())
     return [flag for flag in others if flag in run.flags and flag not in own]

@@ -59,27 +59,7 @@ _FEATURES = {
         "student_map_vocab_method=decoder distill_logit_mask_map teacher_map_vocab_size=0 "
         "logitsdistil_teacher_input_ids_map"
     ),
-    "several teachers": (
-        "mt_num_attention_heads= mt_hidden_size= mt_num_layers= mt_max_position_embeddings= "
-        "mt_load_pretrained= mt_ib_hidden_size= mt_ib_ffn_num= mt_ib_word_emb= "
-        "mt_compress_word_emb= mt_map_vocab_size= mt_model_load "
-        "mt_load_from_s multi_teacher_model mt_has_loss mt_has_grad student_use_empty_glm"
-    ),
-    "combining teachers by average": (
-        "avgmt_inter_checkpoint avgmt_pre_checkpoint avgmt_sum_loss avgmt_teacher_survival_p=1"
-    ),
-    "MT-BERT": (
-        "mt_bert_fit_teacher mt_bert_wo_hard mt_bert_wo_convert_layer mt_bert_fix_layernorm"
-    ),
-    "teacher selection by uncertainty": (
-        "uncertainty_wo_loss_mask uncertainty_only_mask_pad uncertainty_inter_entropy "
-        "uncertainty_hard uncertainty_wo_rate uncertainty_wo_hard uncertainty_teacher_seq"
-    ),
-    "RL-KD": (
-        "rl_kd_wo_loss_mask rl_kd_only_mask_pad rl_kd_only_avg rl_kd_wo_hard rl_kd_reward=1 "
-        "rl_kd_semantic_model rl_kd_semantic_model_dim rl_kd_alpha=0.5"
-    ),
-    "MixMT": "mixmt_model",
+    "vocabulary compression of several teachers": "mt_map_vocab_size=",
 }
 
 

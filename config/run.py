@@ -23,6 +23,7 @@ from config.not_yet import IGNORED, NOT_YET, SEED_METHODS, refuse_not_yet, warn_
 from config.parser import build_parser, read_flags
 from config.saved import run_folder, take_architecture
 from config.tasks import FinetuneArgs
+from config.teachers import MultiTeacherArgs
 from config.training import (
     CheckpointArgs,
     EvalArgs,
@@ -46,6 +47,7 @@ GROUPS: dict[str, type[ArgGroup]] = {
     "evaluation": EvalArgs,
     "finetuning": FinetuneArgs,
     "distill": DistillArgs,
+    "multi_teacher": MultiTeacherArgs,
 }
 PROGRAMS = ("pretrain", "finetune")
 #: What an experiment name may hold for the start time; the second is the seed's spelling.
@@ -76,9 +78,12 @@ class RunArgs:
     evaluation: EvalArgs = EvalArgs()
     finetuning: FinetuneArgs = FinetuneArgs()
     distill: DistillArgs = DistillArgs()
+    multi_teacher: MultiTeacherArgs = MultiTeacherArgs()
     teachers: tuple[TeacherArgs, ...] = ()
     method: ArgGroup = NoArgs()
     mixed: dict[str, ArgGroup] = field(default_factory=dict)  # of methods that `method` runs
+    combiner: ArgGroup = NoArgs()  # of --multi_teacher_model
+    combined: dict[str, ArgGroup] = field(default_factory=dict)  # of those that it runs
     deepspeed: dict[str, Any] | None = None  # handed to deepspeed.initialize as it is
     flags: dict[str, Any] = field(default_factory=dict)  # spelling -> value, as they were given
 
@@ -116,7 +121,10 @@ class RunArgs:
 
     @classmethod
     def from_json(
-        cls, text: str | Mapping[str, Any], methods: Mapping[str, type[ArgGroup]] | None = None
+        cls,
+        text: str | Mapping[str, Any],
+        methods: Mapping[str, type[ArgGroup]] | None = None,
+        combiners: Mapping[str, type[ArgGroup]] | None = None,
     ) -> Self:
         """Back from `to_json`. Fields not known (of a later version) are left out."""
         tree = json.loads(text) if isinstance(text, str) else text
@@ -128,6 +136,12 @@ class RunArgs:
         values["mixed"] = {
             name: _group((methods or {}).get(name, NoArgs), group)
             for name, group in tree.get("mixed", {}).items()
+        }
+        combiner = (combiners or {}).get(values["multi_teacher"].combiner_name, NoArgs)
+        values["combiner"] = _group(combiner, tree.get("combiner", {}))
+        values["combined"] = {
+            name: _group((combiners or {}).get(name, NoArgs), group)
+            for name, group in tree.get("combined", {}).items()
         }
         for key in ("program", "deepspeed", "flags"):
             if key in tree:
@@ -141,7 +155,8 @@ _FIELDS = frozenset(f.name for f in dataclasses.fields(RunArgs))
 def _flat_order(run: RunArgs) -> list[ArgGroup]:
     """Groups in the order in which a flat name is looked up."""
     teachers = run.teachers[:1] or (TeacherArgs(),)
-    return [run.method, *run.mixed.values(), *(getattr(run, key) for key in GROUPS), *teachers]
+    own = (run.method, *run.mixed.values(), run.combiner, *run.combined.values())
+    return [*own, *(getattr(run, key) for key in GROUPS), *teachers]
 
 
 def _group(kind: type[ArgGroup], values: Mapping[str, Any]) -> ArgGroup:
@@ -160,16 +175,19 @@ def parse_args(
     *,
     program: str,
     methods: Mapping[str, type[ArgGroup]],
+    combiners: Mapping[str, type[ArgGroup]] | None = None,
     check: bool = True,
 ) -> RunArgs:
     """The run that a command line asks for.
 
-    `methods` maps every --student_model name to its group of flags. All mistakes that can be seen
-    without reading data or a device come in one ConfigError. `check=False` leaves out the checks
+    `methods` maps every --student_model name to its group of flags, `combiners` every
+    --multi_teacher_model. All mistakes that can be seen without reading data or a device come in
+    one ConfigError. `check=False` leaves out the checks
     between groups (a test that needs an architecture needs no corpus).
     """
     assert program in PROGRAMS, program
-    kinds = _all_groups(methods)
+    combiners = combiners or {}
+    kinds = _all_groups(methods, combiners)
     parser = build_parser(program, kinds, silent=[*IGNORED, *NOT_YET])
     given = read_flags(parser, argv)
     flags = _given_flags(kinds, given)
@@ -178,6 +196,7 @@ def parse_args(
     values = _take_groups(given, problems)
     values |= _take_method(given, methods, problems)
     values |= _take_mixed(given, values.get("method", NoArgs()), methods, problems)
+    values |= _take_combiner(given, values, combiners, problems)
     values["teachers"] = _take_teachers(given, values, problems)
     if set(GROUPS) <= set(values):
         values["blocks"] = dataclasses.replace(values["blocks"], block_lm=True)
@@ -190,13 +209,14 @@ def parse_args(
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     if check:
-        warn_unused(run, methods)
+        warn_unused(run, [*methods.values(), *combiners.values()])
     return run
 
 
-def _all_groups(methods: Mapping[str, type[ArgGroup]]) -> list[type[ArgGroup]]:
-    """Every group once, the methods' in the order of their names."""
-    return list(dict.fromkeys([*GROUPS.values(), TeacherArgs, *methods.values()]))
+def _all_groups(*named: Mapping[str, type[ArgGroup]]) -> list[type[ArgGroup]]:
+    """Every group once, those of methods and combiners in the order of their names."""
+    others = [group for groups in named for group in groups.values()]
+    return list(dict.fromkeys([*GROUPS.values(), TeacherArgs, *others]))
 
 
 def _given_flags(kinds: Sequence[type[ArgGroup]], given: argparse.Namespace) -> dict[str, Any]:
@@ -270,8 +290,38 @@ def _take_teachers(
 ) -> tuple[TeacherArgs, ...]:
     if "distill" not in values or values["distill"].student_model is None:
         return ()
-    teacher = _collect(problems, TeacherArgs.take, given)
-    return () if teacher is None else (teacher,)
+    shared = _collect(problems, TeacherArgs.take, given)
+    if shared is None or "multi_teacher" not in values:
+        return ()
+    return _collect(problems, values["multi_teacher"].split, shared) or ()
+
+
+def _take_combiner(
+    given: argparse.Namespace,
+    values: Mapping[str, Any],
+    combiners: Mapping[str, type[ArgGroup]],
+    problems: list[str],
+) -> dict[str, Any]:
+    """The groups of the combiner, and of those that it runs."""
+    if not combiners or "multi_teacher" not in values or "method" not in values:
+        return {}
+    name = values["multi_teacher"].combiner_name
+    if name not in combiners:
+        known = ", ".join(sorted(combiners))
+        problems.append(f"--multi_teacher_model={name}: is no combiner; known are {known}")
+        return {}
+    group = _collect(problems, combiners[name].take, given)
+    if group is None:
+        return {}
+    combined = {}
+    for part in group.mixes():
+        if part not in combiners:
+            known = ", ".join(sorted(combiners))
+            problems.append(f"--mixmt_model: {part!r} is no combiner; known are {known}")
+        else:
+            combined[part] = _collect(problems, combiners[part].take, given)
+    combined = {part: own for part, own in combined.items() if own is not None}
+    return {"combiner": group, "combined": combined}
 
 
 def _effective(values: dict[str, Any], flags: Mapping[str, Any], problems: list[str]) -> None:

@@ -39,3 +39,15 @@ class Adapter(nn.Linear):
         with torch.autocast(x.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             return F.linear(x.float(), self.weight.float(), bias)
+
+
+class OwnLayerNorm(nn.LayerNorm):
+    """A LayerNorm, as GLM's, for what goes straight into a loss: fp32 whatever comes in."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., h] -> [..., h]"""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)

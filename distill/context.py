@@ -27,6 +27,7 @@ class TrainState:
     tokens: int = 0  # tokens seen, padding left out
     seconds: float = 0.0  # time spent in training steps
     method: dict[str, Any] = field(default_factory=dict)  # what the method must remember
+    combiner: dict[str, Any] = field(default_factory=dict)  # likewise, of several teachers
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""

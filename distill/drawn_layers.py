@@ -37,6 +37,10 @@ class DrawnLayers(GLMStudent):
         num_teacher = self.args.teachers[t_no].num_layers
         if self.draws().on:
             return [*self.draw_layers(t_no), num_teacher]
+        return self.spaced_layers(num_teacher)
+
+    def spaced_layers(self, num_teacher: int) -> list[int]:
+        """Without draws: evenly spaced."""
         return uniform(self.args.model.num_layers, num_teacher)
 
     def draw_layers(self, t_no: int) -> list[int]:

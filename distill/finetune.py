@@ -29,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def finetune(argv: Sequence[str]) -> None:
     """From flags to a fine-tuned model and its scores in the run's folder."""
     from config import parse_args
+    from distill.combiner import combiner_args
     from distill.registry import method_args
 
-    run = parse_args(argv, program="finetune", methods=method_args(argv))
+    kinds = {"methods": method_args(argv), "combiners": combiner_args()}
+    run = parse_args(argv, program="finetune", **kinds)
 
     from distill.engine.build import build_module, open_run, start, write_summary
     from distill.engine.selection import Selection
@@ -48,7 +50,7 @@ def finetune(argv: Sequence[str]) -> None:
     check_needs(run, task.head)
     loaders = load_data(task, run, runtime)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
-    engine = wrap(build_module(run, task.head, teachers), run, runtime)
+    engine = wrap(build_module(run, task, teachers), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)
     selection = Selection(engine, task, loaders, state, run, runtime, checkpoints)
     train = loaders["train"]

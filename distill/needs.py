@@ -65,8 +65,9 @@ def depth(what: str, run: RunArgs, least: int) -> Iterator[str]:
 
 def teacher_forward(name: str, run: RunArgs) -> Iterator[str]:
     """The teacher's forward is computed."""
-    if not run.distill.teacher_runs:
-        yield f"--mt_disable_operation=1: {name} needs the teacher's forward; leave it out"
+    if not all(teacher.runs for teacher in run.teachers):
+        value = run.multi_teacher.mt_disable_operation
+        yield f"--mt_disable_operation={value}: {name} needs the teacher's forward; leave it out"
 
 
 def labels(name: str, run: RunArgs) -> Iterator[str]:

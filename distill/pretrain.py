@@ -27,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pretrain(argv: Sequence[str]) -> None:
     """From flags to a trained model in the run's folder."""
     from config import parse_args
+    from distill.combiner import combiner_args
     from distill.registry import method_args
 
-    run = parse_args(argv, program="pretrain", methods=method_args(argv))
+    kinds = {"methods": method_args(argv), "combiners": combiner_args()}
+    run = parse_args(argv, program="pretrain", **kinds)
 
     from distill.engine.build import build_module, open_run, start, write_summary
     from distill.engine.evaluate import evaluate
@@ -45,7 +47,7 @@ def pretrain(argv: Sequence[str]) -> None:
     task = BlockLM()
     check_needs(run, task.head)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
-    engine = wrap(build_module(run, task.head, teachers), run, runtime)
+    engine = wrap(build_module(run, task, teachers), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)
     step = DistillStep(task, engine, teachers, run, state)
     trainer = Trainer(

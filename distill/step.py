@@ -7,26 +7,26 @@ With --forward_repeat_num=k all of it is done k more times on the same micro-bat
 the losses are added; with --ignore_first_backward_gard that of the first pass is left out.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import ConfigError, RunArgs
 from data_utils.batch import Batch
 from distill.analysis import Analysis
-from distill.capture import Captured, Hook, merge_hooks, to_hook
+from distill.capture import Captured, Hook, Point, merge_hooks, to_hook
+from distill.combiner import COMBINERS
+from distill.comparison import Comparison, StudentPass, row_losses
 from distill.context import Clock, LossContext, TrainState
 from distill.random_data import RandomData
 from distill.registry import METHODS
 from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
 from distill.soft_labels import SoftLabels
-from distill.student import AFTER, GLMStudent, find_student
-from distill.teacher import Teacher, TeacherOutput, in_fp32
-from distill.teachers.combine import average
+from distill.student import GLMStudent, find_student
+from distill.teacher import Teacher, in_fp32
 from model.build import HeadSpec
 from mpu import hook_model
 from mpu.layout import Layout
@@ -79,13 +79,20 @@ class DistillStep:
         assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
         self._random_data = RandomData(run, run.model.vocab_size)
         self._analysis = Analysis(run)
+        self.comparison: Comparison | None = None
+        if self.method is not None and self.teachers:
+            self.comparison = Comparison(self.method, self.teachers, task, run)
         if state.method:
             self.method.load_method_state(state.method)
+        if state.combiner:
+            self.comparison.combiner.load_combiner_state(state.combiner)
 
     def remember(self) -> None:
-        """Bring what the method must remember into the state, before a checkpoint."""
+        """Bring what method and combiner must remember into the state, before a checkpoint."""
         if self.method is not None:
             self.state.method = self.method.method_state()
+        if self.comparison is not None:
+            self.state.combiner = self.comparison.combiner.combiner_state()
 
     def count(self, micro_batches: Sequence[Batch]) -> Counts:
         """Count the rows of an optimizer step: this rank's micro-batches. One all-reduce.
@@ -104,12 +111,13 @@ class DistillStep:
 
     def __call__(self, batch: Batch, counts: Counts, micro_step: int = 0) -> StepOutput:
         """All passes over one micro-batch, on whatever device it is."""
-        if self.method is None or not self.teachers:
+        if self.comparison is None:
             hard_rows = self._hard_rows(batch, self._masks(batch), counts)
             batch = batch.to(self.student.device)
             options = self._output_rows(hard_rows)
             outputs = self.student(*self.task.inputs(batch), **options)
-            return StepOutput(self._hard_loss(_logits(outputs), batch, hard_rows))
+            losses = row_losses(self.task, _logits(outputs), batch, hard_rows)
+            return StepOutput(hard_rows.mean(losses))
         flags, losses, terms = self.run.distill, [], {}
         for repeat in range(1 + flags.forward_repeat_num):
             output = self._pass(batch, counts, self._clock(micro_step, repeat))
@@ -139,56 +147,62 @@ class DistillStep:
     def _distill(
         self, batch: Batch, rows: dict[str, Rows], hard_rows: Rows, clock: Clock
     ) -> StepOutput:
-        method, inputs = self.method, self.task.inputs(batch)
+        method = self.method
         method.begin_pass(clock)
         method.take_terms()  # of a forward outside this step
         again = self.run.distill.forward_repeat_num > 0
-        asks_gradient = clock.repeat == 0 and again and bool(method.gradient_points())
-        base = to_hook(
-            [*method.base_points(), *(method.gradient_points() if asks_gradient else ())]
-        )
-        hook = merge_hooks(method.get_student_hook(), base)
-        hook_op = method.get_student_hook_op(teacher_models=self._teacher_models())
-        terms: dict[str, Tensor | float] = method.take_terms()
-        options = self._output_rows(hard_rows) if method.needs_targets_only() else {}
-        raw: list[Tensor] = []
-        # The engine would take the backward pass of a gradient for the step's own.
-        student = self.student.module if asks_gradient else self.student
-        with self.student.autocast():
-            outputs = _forward(student, inputs, hook, hook_op, raw, options)
-        logits, captured = _logits(outputs), in_fp32(raw)
-        hard_loss = self._hard_loss(logits, batch, hard_rows)
-        suffix = f"_repeat{clock.repeat}" if clock.repeat else ""
-        terms[f"Train/hard_loss{suffix}"] = hard_loss.detach()
-        losses = []
-        for t_no, teacher in enumerate(self.teachers):
-            t_base = to_hook(method.base_points())
-            t_hook = merge_hooks(method.get_teacher_hook(t_no=t_no), t_base)
-            t_hook_op = method.get_teacher_hook_op(t_no=t_no, teacher_models=self._teacher_models())
-            if self.run.distill.teacher_runs:
-                output = teacher(inputs, t_hook, t_hook_op, **options)
-            else:
-                output = TeacherOutput(None, [])
-            context = self._context(batch, rows, t_no).keywords()
-            # Staged methods rely on the order: prediction layer first.
-            loss = method.pre_loss(logits, output.logits, hard_loss, **context)
-            loss = loss + method.inter_loss(captured, output.captured, hook, t_hook, **context)
-            losses.append(_as_tensor(loss, logits))
-            for name, value in method.take_terms().items():
-                name, _, tail = name.partition(AFTER)
-                terms[f"{name}_t{t_no}{suffix}{tail}"] = value
-            terms[f"teacher_loss/teacher_{t_no}_t{t_no}{suffix}"] = losses[-1].detach()
+        gradient_points = method.gradient_points() if clock.repeat == 0 and again else []
+        student, raw = self._student_pass(batch, rows, hard_rows, clock, gradient_points)
+        terms: dict[str, Tensor | float] = method.take_terms()  # of hooks and edits
+        terms[f"Train/hard_loss{student.suffix}"] = student.hard_loss.detach()
+        loss = self.comparison(student, terms)
         if self._analysis.wanted(clock):
-            found = self._analysis(self.student, self.teachers, inputs, rows["tokens"].mask)
-            terms |= {name + suffix: value for name, value in found}
-        loss = average(losses)
-        if asks_gradient:
-            self._hand_gradients(loss, Captured(hook, raw))
+            mask = rows["tokens"].mask
+            found = self._analysis(self.student, self.teachers, student.inputs, mask)
+            terms |= {name + student.suffix: value for name, value in found}
+        if gradient_points:
+            self._hand_gradients(loss, gradient_points, Captured(student.hook, raw))
         return StepOutput(loss, terms)
 
-    def _hand_gradients(self, loss: Tensor, captured: Captured) -> None:
+    def _student_pass(
+        self,
+        batch: Batch,
+        rows: dict[str, Rows],
+        hard_rows: Rows,
+        clock: Clock,
+        gradient_points: Sequence[Point],
+    ) -> tuple[StudentPass, list[Tensor]]:
+        """The student's forward; its captures as they are, for gradients, besides."""
+        method, inputs = self.method, self.task.inputs(batch)
+        points = to_hook([*method.base_points(), *gradient_points])
+        hook = merge_hooks(method.get_student_hook(), points)
+        models = [teacher.module for teacher in self.teachers]
+        hook_op = method.get_student_hook_op(teacher_models=models)
+        options = self._output_rows(hard_rows) if self.comparison.needs_targets_only else {}
+        raw: list[Tensor] = []
+        # The engine would take the backward pass of a gradient for the step's own.
+        model = self.student.module if gradient_points else self.student
+        with self.student.autocast():
+            outputs = _forward(model, inputs, hook, hook_op, raw, options)
+        logits = _logits(outputs)
+        losses = row_losses(self.task, logits, batch, hard_rows)
+        student = StudentPass(
+            batch=batch,
+            inputs=inputs,
+            logits=logits,
+            hook=hook,
+            captured=in_fp32(raw),
+            hard_rows=hard_rows,
+            hard_loss=hard_rows.mean(losses),
+            hard_losses=hard_rows.mean(losses, keep_batch=True),
+            context=self._context(batch, rows),
+            clock=clock,
+            options=options,
+        )
+        return student, raw
+
+    def _hand_gradients(self, loss: Tensor, points: Sequence[Point], captured: Captured) -> None:
         """The gradient of the first pass's loss at the method's points; nothing accumulates it."""
-        points = self.method.gradient_points()
         gradients = torch.autograd.grad(
             loss * GRADIENT_SCALE,
             [captured[point] for point in points],
@@ -197,28 +211,16 @@ class DistillStep:
         gradients = (gradient.float() / GRADIENT_SCALE for gradient in gradients)
         self.method.take_gradients(dict(zip(points, gradients, strict=True)))
 
-    def _teacher_models(self) -> list[nn.Module]:
-        return [teacher.module for teacher in self.teachers]
-
     def _output_rows(self, rows: Rows) -> dict[str, Tensor]:
         """Of a language model only rows with a target are computed, where that saves work."""
         if rows.index is None or self.task.head.kind != "lm":
             return {}
         return {"output_rows": rows.index}
 
-    def _hard_loss(self, logits: Tensor, batch: Batch, rows: Rows) -> Tensor:
-        """[] exact mean over the rows. Logits of all rows, or [n, v/p] of those with a target."""
-        if rows.index is None:
-            return rows.mean(self.task.hard_loss(logits, batch))
-        picked = dataclasses.replace(batch, labels=rows.pick(batch.labels)[None])
-        logits = rows.pick(logits) if logits.dim() == 3 else logits
-        return rows.mean(self.task.hard_loss(logits[None], picked)[0])
-
-    def _context(self, batch: Batch, rows: dict[str, Rows], t_no: int) -> LossContext:
+    def _context(self, batch: Batch, rows: dict[str, Rows]) -> LossContext:
         whole = self.task.vocab_parallel
         return LossContext(
             rows=rows,
-            t_no=t_no,
             labels=batch.labels,
             loss_mask=batch.loss_mask if whole else None,
             logit_mask=batch.logit_mask,
@@ -264,9 +266,13 @@ def check_needs(run: RunArgs, head: HeadSpec) -> None:
     name = run.distill.student_model
     if name is None:
         return
-    problems = [*METHODS[name].problems(run, head), *Analysis.problems(run, head)]
-    flags = run.distill
-    if not flags.teacher_runs and SoftLabels.of(run).soft:
+    combiner = COMBINERS[run.multi_teacher.combiner_name]
+    problems = [
+        *METHODS[name].problems(run, head),
+        *combiner.problems(run, run.combiner, head),
+        *Analysis.problems(run, head),
+    ]
+    if not any(teacher.runs for teacher in run.teachers) and SoftLabels.of(run).soft:
         problems.append(
             "--mt_disable_operation=1: soft labels need the teacher's forward; leave out one"
         )
@@ -316,8 +322,3 @@ def _forward(
 
 def _logits(outputs: object) -> Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-def _as_tensor(loss: Tensor | float, like: Tensor) -> Tensor:
-    """A method without a term returns 0.0: still a tensor that backward accepts."""
-    return loss if isinstance(loss, Tensor) else like.flatten()[:1].sum() * 0.0 + loss

@@ -24,6 +24,7 @@ from distill.registry import METHODS
 from distill.soft_labels import SoftLabels
 from model.build import HeadSpec
 from model.keys import rename_keys
+from tasks.base import TaskShape
 
 INNER, OWN = "origin_model.", "student."  # in the module tree; in checkpoints
 AFTER = "|"  # in a term's name: what follows comes behind the suffixes of teacher and pass
@@ -54,6 +55,7 @@ class GLMStudent(nn.Module):
         self.show_pre, self.show_inter = show_pre and summary_loss, show_inter and summary_loss
         self.soft_labels = SoftLabels.of(args)
         self.terms: dict[str, Tensor] = {}  # of the last losses, for the log; see take_terms
+        self.multi_teacher_model: nn.Module | None = None  # a Combiner; None: the average
         self.clock = Clock()  # of the current forward pass, set by the step
         if isinstance(language_model, nn.Module):  # a part of a mix only borrows one
             rename_keys(self, _to_file, _to_module)
@@ -246,12 +248,23 @@ class GLMStudent(nn.Module):
             yield name, kl(*pair, temperature=flags.distill_temperature, **options)
 
 
-def build_student(language_model: nn.Module, run: RunArgs) -> nn.Module:
-    """The student that --student_model asks for, around a GLM; without it the GLM itself."""
+def build_student(
+    language_model: nn.Module, run: RunArgs, shape: TaskShape | None = None
+) -> nn.Module:
+    """The student that --student_model asks for, around a GLM; without it the GLM itself.
+
+    `shape`: sizes of the task, which combiners of several teachers may need.
+    """
     import distill.methods  # noqa: F401 - fills METHODS
+    from distill.teachers import build_combiner
 
     name = run.distill.student_model
-    return language_model if name is None else METHODS[name](language_model, run)
+    if name is None:
+        return language_model
+    student = METHODS[name](language_model, run)
+    if run.teachers:
+        student.multi_teacher_model = build_combiner(run, shape or TaskShape())
+    return student
 
 
 def find_student(module: nn.Module) -> GLMStudent | None:

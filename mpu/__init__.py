@@ -51,6 +51,7 @@ from .mappings import reduce_from_model_parallel_region as reduce_from_model_par
 from .mappings import scatter_to_model_parallel_region as scatter_to_model_parallel_region
 from .mappings import sum_across_model_parallel_region as sum_across_model_parallel_region
 from .mappings_dp import gather_from_data_parallel_region as gather_from_data_parallel_region
+from .mappings_dp import gather_objects_from_data_parallel as gather_objects_from_data_parallel
 from .random import checkpoint as checkpoint
 from .random import derive_seed as derive_seed
 from .random import get_rng_tracker as get_rng_tracker

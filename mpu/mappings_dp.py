@@ -1,5 +1,7 @@
 """Tensors of all data-parallel ranks together: for losses that compare samples of a whole batch."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,3 +27,13 @@ def gather_from_data_parallel_region(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(ranks)]
     dist.all_gather(parts, x, group=group)
     return torch.cat(parts)
+
+
+def gather_objects_from_data_parallel(value: Any) -> list[Any]:
+    """Every data-parallel rank's value, by rank. For checkpoints: small things, rarely."""
+    ranks = get_data_parallel_world_size()
+    if ranks == 1:
+        return [value]
+    values: list[Any] = [None] * ranks
+    dist.all_gather_object(values, value, group=get_data_parallel_group())
+    return values

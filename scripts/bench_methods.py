@@ -87,7 +87,7 @@ class Side:
     def __init__(self, run: RunArgs, task: Task, runtime: Runtime):
         state = TrainState(iteration=TOTAL // 2)
         teachers = build_teachers(run, task, runtime.device)
-        engine = wrap(build_module(run, task.head), run, runtime)
+        engine = wrap(build_module(run, task), run, runtime)
         self.step_of_run = DistillStep(task, engine, teachers, run, state)
         self.trainer = Trainer(
             engine,

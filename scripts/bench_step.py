@@ -79,7 +79,7 @@ class Ours:
     def __init__(self, run: RunArgs, runtime: Runtime):
         task, state = BlockLM(), TrainState()
         teachers = build_teachers(run, task, runtime.device)
-        self.engine = wrap(build_module(run, task.head), run, runtime)
+        self.engine = wrap(build_module(run, task), run, runtime)
         self.teacher = teachers[0].module if teachers else None
         self.distill_step = DistillStep(task, self.engine, teachers, run, state)
         self.trainer = Trainer(

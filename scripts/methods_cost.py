@@ -100,7 +100,7 @@ def cost(stage: Stage) -> Cost:
         student=student,
         teacher=teacher,
         student_passes=passes,
-        teacher_passes=passes if run.distill.teacher_runs else 0,
+        teacher_passes=passes if run.teachers[0].runs else 0,
         takes_gradient=bool(method.gradient_points()),
         parameters={name: tuple(p.shape) for name, p in method.named_parameters()},
         trained=frozenset(n for n, p in method.named_parameters() if p.requires_grad),

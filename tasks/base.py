@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,14 @@ from torch import Tensor
 
 from data_utils.batch import Batch
 from model.build import HeadSpec
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """Sizes that do not change from batch to batch."""
+
+    classes: int = 0  # c of logits [b, c], the largest there is; 0: a language model
+    rows: int = 1  # sequences of a sample: c where each choice is one
 
 
 class Task(ABC):
@@ -21,6 +30,11 @@ class Task(ABC):
     head: HeadSpec
     vocab_parallel: ClassVar[bool]  # the logits are [b, s, v/p], not [b, c]
     hard_rows: ClassVar[str]  # the row mask that the hard loss is averaged over
+
+    @property
+    def shape(self) -> TaskShape:
+        """Sizes of every batch."""
+        return TaskShape()
 
     @abstractmethod
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

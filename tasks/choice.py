@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data_utils.batch import Batch
 from model.build import HeadSpec
-from tasks.base import Task, as_float, token_mask, weighted
+from tasks.base import Task, TaskShape, as_float, token_mask, weighted
 
 FAR = 10000.0  # what the seed subtracts from the score of a choice that only fills the batch
 
@@ -20,10 +20,21 @@ class ChoiceTask(Task):
     hard_rows = "samples"
     metric_names = ("accuracy",)
 
-    def __init__(self, name: str, head: HeadSpec, loss: str = "cross_entropy"):
-        """loss: a name of LOSSES."""
+    def __init__(
+        self,
+        name: str,
+        head: HeadSpec,
+        loss: str = "cross_entropy",
+        shape: TaskShape = TaskShape(),  # noqa: B008 - frozen
+    ):
+        """loss: a name of LOSSES. shape: only combiners of several teachers may need it."""
         assert loss in LOSSES, (loss, list(LOSSES))
-        self.name, self.head, self.loss = name, head, loss
+        self.name, self.head, self.loss, self._shape = name, head, loss, shape
+
+    @property
+    def shape(self) -> TaskShape:
+        """Choices of a sample, and whether each is a row."""
+        return self._shape
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The head's positional inputs; a choice dimension is flattened by the head."""

@@ -37,7 +37,8 @@ from distill.step import check_method
 from distill.student import GLMStudent, build_student
 from distill.teacher import Teacher
 from distill.warm_start import check_warm_start, warm_start
-from model.build import HeadSpec, add_head, build_model
+from model.build import add_head, build_model
+from tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +69,15 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     return with_vocabulary(run, tokenizer), runtime, tokenizer
 
 
-def build_module(run: RunArgs, head: HeadSpec, teachers: Sequence[Teacher] = ()) -> nn.Module:
+def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> nn.Module:
     """The student (or the GLM alone) under the task's head, with the weights it starts from:
 
     those of --load-pretrained, and over them those of a teacher, if --student_truncate_tn says so.
+    Teachers that are trained become a part of it.
     ConfigError: the method cannot work with this head, or has no loss.
     """
-    seed = run.train.seed
-    student = build_student(build_model(run.model, head, seed=seed), run)
+    head, seed = task.head, run.train.seed
+    student = build_student(build_model(run.model, head, seed=seed), run, task.shape)
     if isinstance(student, GLMStudent):
         check_method(student, head, run)
     module = add_head(student, head, run.model, seed=seed)

@@ -13,7 +13,7 @@ one's tokens (--diito_interchange_prop): side by side, any (random), or with a t
     full     a student block l, drawn for each iteration; all teacher blocks e_(l-1) + 1 .. e_l
     middle   block L // 2 + 1 of each model          late   the last two blocks of each model
 
-e: `distill.layer_maps.uniform`. soft, hard: `distill/soft_labels.py`, with their flags.
+e: `distill.layer_maps.spaced`. soft, hard: `distill/soft_labels.py`, with their flags.
 
 Not as in the paper: states come from the next sample of the micro-batch, not from a second batch.
 
@@ -40,7 +40,7 @@ from distill import needs
 from distill.capture import Captured, Point, block_output, hidden, output
 from distill.context import Clock, LossContext
 from distill.interchange import MASKED, STUDENT, InterchangeArgs, Interchanging
-from distill.layer_maps import uniform
+from distill.layer_maps import spaced
 from distill.losses import cosine_distance
 from distill.registry import register
 from distill.student import AFTER
@@ -97,7 +97,7 @@ class DIITO(Interchanging):
         depth = own if t_no == STUDENT else self.args.teachers[t_no].num_layers
         blocks = [depth - 1, depth] if late else [depth // 2 + 1]
         if self.args.method.diito_alignment == "full":
-            last, ends = self.draw_layer(), [0, *uniform(own, depth)]
+            last, ends = self.draw_layer(), [0, *spaced(own, depth, self.args.compat)]
             blocks = range(ends[last - 1] + 1, ends[last] + 1)
         seed = "D29" in self.args.compat
         return [hidden(k, depth) if seed else block_output(k) for k in blocks]

@@ -26,11 +26,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
+from distill.adapters import OwnLayerNorm
 from distill.capture import Captured, Point, block_output, output
 from distill.context import LossContext
 from distill.losses import cosine_distance
@@ -78,8 +78,8 @@ class DistilBERT(GLMStudent):
         labels = replace(args.distill, **own)
         self.soft_labels = SoftLabels(args=labels, compat=args.compat, stage="pt")
         if flags.distilbert_fix_layernorm:
-            self.layernorm = nn.LayerNorm(args.model.hidden_size)
-            self.t_layernorm = nn.LayerNorm(args.model.hidden_size).requires_grad_(False)
+            self.layernorm = OwnLayerNorm(args.model.hidden_size)
+            self.t_layernorm = OwnLayerNorm(args.model.hidden_size).requires_grad_(False)
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterator[str]:
@@ -114,8 +114,7 @@ class DistilBERT(GLMStudent):
         """a_cos mean (1 - cos). [] or, keep_batch, [b]."""
         flags = self.args.method
         if flags.distilbert_fix_layernorm:
-            student = _normalised(student, self.layernorm)
-            teacher = _normalised(teacher, self.t_layernorm)
+            student, teacher = self.layernorm(student), self.t_layernorm(teacher)
         rows = ctx.first_rows("targets", "tokens")
         if flags.distilbert_cos_mask_padding and ctx.loss_mask is not None:
             rows = token_rows(ctx, self.args.compat)
@@ -142,9 +141,3 @@ class DistilBERT(GLMStudent):
     def needs_targets_only(self) -> bool:
         """Unless soft labels of all tokens are asked for."""
         return self.soft_labels.targets_only
-
-
-def _normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """[..., h] -> [..., h] in fp32: it goes straight into a loss."""
-    weights = norm.weight.float(), norm.bias.float()
-    return F.layer_norm(x.float(), norm.normalized_shape, *weights, norm.eps)

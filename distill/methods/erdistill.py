@@ -16,8 +16,8 @@ every token; columns of G: tokens. --erdistill_inter says which layers:
 and empty means none. --erdistill_inter_mse: squared error instead of KL, G then over l.
 
 Not as in the seed: it starts, which it could not without its four flags. Where depths do not divide
-the layers are those of the uniform map (D21). l is the number of tokens and padding is left out;
-under --compat=D3 it is the length with padding, which counts. A narrow word table
+the layers are those of the uniform map (--compat=D21). l is the number of tokens and padding is
+left out; under --compat=D3 it is the length with padding, which counts. A narrow word table
 (--compress_word_emb) is used as in the model's own logits.
 
 Stages:
@@ -40,7 +40,7 @@ from config import ArgGroup, RunArgs, flag
 from distill import needs
 from distill.capture import Hook, Point, hidden, logits
 from distill.context import LossContext
-from distill.layer_maps import uniform
+from distill.layer_maps import spaced
 from distill.losses import kl, mse
 from distill.registry import register
 from distill.student import GLMStudent
@@ -88,7 +88,8 @@ class ERDistill(GLMStudent):
         own, theirs = self.args.model.num_layers, self.args.teachers[t_no].num_layers
         kind, outputs = self.args.method.erdistill_inter, (own, theirs)
         if kind in ("all", "two"):
-            numbers = list(enumerate([0, *uniform(own, theirs)]))
+            inner = spaced(own, theirs, self.args.compat)[:-1]
+            numbers = [*enumerate([0, *inner]), outputs]
             numbers = numbers if kind == "all" else numbers[-2:]
         else:
             numbers = {"one": [outputs], "1plus": [(own - 1, theirs), outputs], "": []}[kind]

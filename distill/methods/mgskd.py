@@ -40,7 +40,7 @@ from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs, triplets
 from distill.capture import Captured, Point, hidden
 from distill.context import LossContext
-from distill.layer_maps import uniform
+from distill.layer_maps import spaced
 from distill.registry import register
 from distill.relations import mean_of, rows_of
 from distill.student import GLMStudent
@@ -102,7 +102,7 @@ class MGSKD(GLMStudent):
         """The embedding and all layers, and the teacher's evenly spaced ones."""
         if not self.args.method.mgskd_wo_inter:
             own, number = self.args.model.num_layers, self.args.teachers[t_no].num_layers
-            for i, k in enumerate((0, *uniform(own, number))):
+            for i, k in enumerate((0, *spaced(own, number, self.args.compat))):
                 yield f"hidden_states.{i}", hidden(i, own), hidden(k, number)
 
     def layer_losses(

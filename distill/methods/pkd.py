@@ -12,7 +12,7 @@ Not as in the paper: the squared error is a mean over the width, the paper's a s
 times smaller. (The authors' code takes the mean.)
 
 Not as in the seed: where N does not divide the teacher's depth, the last layers still go together
-(D21). Padding never counts; under --compat=D3 it does.
+(--compat=D21: they do not). Padding never counts; under --compat=D3 it does.
 
 Stages:
     fine-tuning: --student_model=pkd --distill_ft_soft --distill_ft_soft_kl --distill_ft_hard
@@ -33,7 +33,7 @@ from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
 from distill.capture import Captured, Point, hidden
 from distill.context import LossContext
-from distill.layer_maps import uniform
+from distill.layer_maps import spaced
 from distill.losses import mse
 from distill.registry import register
 from distill.student import GLMStudent
@@ -75,7 +75,7 @@ class PKD(GLMStudent):
         """`hidden_states.0`, .1, ...: the layers that are compared, counted from 0."""
         flags, num_s = self.args.method, self.args.model.num_layers
         num_t = self.args.teachers[t_no].num_layers
-        layers = list(enumerate([0, *uniform(num_s, num_t)]))
+        layers = list(enumerate([0, *spaced(num_s, num_t, self.args.compat)]))
         layers = layers[0 if flags.pkd_use_embed else 1 : num_s if flags.pkd_wo_final else None]
         for number, (s, t) in enumerate(layers):
             yield f"hidden_states.{number}", hidden(s, num_s), hidden(t, num_t)

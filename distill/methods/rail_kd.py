@@ -40,6 +40,7 @@ from distill.adapters import Adapter
 from distill.capture import Captured, Point, hidden
 from distill.context import LossContext
 from distill.drawn_layers import DrawnLayers, Draws
+from distill.layer_maps import spaced
 from distill.registry import register
 from distill.sequences import mean_over_sequences, mean_over_tokens, sum_over_sequences
 from model.build import HeadSpec
@@ -88,6 +89,11 @@ class RAILKD(DrawnLayers):
         yield from needs.shallower("rail_kd", run)
         if not (run.method.rail_kd_has_embed or run.method.rail_kd_has_final):
             yield from needs.several_layers("rail_kd", run)
+
+    def spaced_layers(self, num_teacher: int) -> list[int]:
+        """Without draws: evenly spaced between first and last."""
+        inner = spaced(self.args.model.num_layers, num_teacher, self.args.compat)[:-1]
+        return [*inner, num_teacher]
 
     def draws(self) -> Draws:
         """See `DrawnLayers`."""

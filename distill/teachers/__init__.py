@@ -1,1 +1,17 @@
-"""Combiners of several teachers; one teacher is the average of one."""
+"""Combiners of several teachers. Importing this package registers them."""
+
+from config import RunArgs
+from distill.combiner import COMBINERS, Combiner
+from distill.teachers import average as average
+from distill.teachers import mixmt as mixmt
+from distill.teachers import mt_bert as mt_bert
+from distill.teachers import rl_kd as rl_kd
+from distill.teachers import uncertainty as uncertainty
+from tasks.base import TaskShape
+
+
+def build_combiner(run: RunArgs, shape: TaskShape) -> Combiner:
+    """What --multi_teacher_model asks for; the average without it, and for a single teacher."""
+    cls = COMBINERS[run.multi_teacher.multi_teacher_model or "avg"]
+    args = run.combiner if isinstance(run.combiner, cls.Args) else cls.Args()
+    return cls(run, args, shape)

@@ -13,6 +13,7 @@ from config.tasks import FinetuneArgs
 from data_utils.batch import Batch
 from data_utils.tokenization import Tokenizer
 from model.build import HeadSpec
+from tasks.base import TaskShape
 from tasks.choice import ChoiceTask
 from tasks.superglue import metrics
 from tasks.superglue.data import SPLITS, find_split, read_records
@@ -76,6 +77,15 @@ class SuperGlueTask(ChoiceTask):
     def fast_decode(self) -> bool:
         """Is the context encoded once for all answers?"""
         return self.multi_token and self.options.fast_decode
+
+    @property
+    def shape(self) -> TaskShape:
+        """Labels; or the most choices that a sample of the splits read so far has."""
+        if not self.collator.several_rows:
+            return TaskShape(len(self.pvp.labels))
+        sizes = [d.max_choices for d in self._datasets.values() if d is not None]
+        most = max(sizes, default=len(self.pvp.labels))
+        return TaskShape(most, most)
 
     def dataset(self, split: str) -> EncodedDataset | None:
         """The samples of "train", "val" or "test"; None if the folder has no test file.

@@ -2,7 +2,7 @@
 
 import ast
 import json
-from dataclasses import Field
+from dataclasses import Field, fields
 from functools import cache
 from typing import get_type_hints
 
@@ -10,6 +10,7 @@ from config.distill import TeacherArgs
 from config.group import ArgGroup, _scalar
 from config.not_yet import IGNORED, NOT_YET, SEED_METHODS
 from config.run import GROUPS
+from distill.combiner import combiner_args
 from distill.registry import METHODS, method_args
 from tests.house import PACKAGES, ROOT, sources
 
@@ -22,6 +23,11 @@ OURS = {
     "--compat",
     "--teacher_bf16",
     "--student_init_layers",
+    "--mt_fp16",
+    "--mt_bf16",
+    "--mt_inverted_bottleneck_mode",
+    "--mt_cross_layer_parameter_sharing",
+    "--teacher_offload",
     "--erdistill_inter",  # the seed reads these four and declares none
     "--erdistill_inter_mse",
     "--erdistill_wo_local",
@@ -49,7 +55,8 @@ KEPT_FOR_THE_SEED = {
 
 @cache
 def declared() -> dict[str, tuple[type[ArgGroup], Field]]:
-    groups = [*GROUPS.values(), TeacherArgs, *dict.fromkeys(method_args().values())]
+    kinds = dict.fromkeys([*method_args().values(), *combiner_args().values()])
+    groups = [*GROUPS.values(), TeacherArgs, *kinds]
     return {flag: (group, f) for group in groups for flag, f in group.flags().items()}
 
 
@@ -151,7 +158,8 @@ def names_read() -> frozenset[str]:
 
 
 def test_every_declared_flag_is_read():
-    unread = {flag for flag, (_, f) in declared().items() if f.name not in names_read()}
+    lists = {f"mt_{f.name}" for f in fields(TeacherArgs)}  # MultiTeacherArgs.split reads them all
+    unread = {flag for flag, (_, f) in declared().items() if f.name not in names_read() | lists}
     assert unread - set(KEPT_FOR_THE_SEED) == set()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from config import RunArgs, parse_args
 from data_utils.batch import Batch
+from distill.combiner import combiner_args
 from distill.context import TrainState
 from distill.registry import METHODS, method_args
 from distill.step import DistillStep, StepOutput
@@ -55,7 +56,8 @@ class Local:
 
 def toy_run(*flags: str, program: str = "pretrain") -> RunArgs:
     """A run of toy sizes; flags given later win."""
-    return parse_args([*SIZES, *flags], program=program, methods=method_args(), check=False)
+    kinds = {"methods": method_args(), "combiners": combiner_args()}
+    return parse_args([*SIZES, *flags], program=program, **kinds, check=False)
 
 
 def lm_task() -> Task:
@@ -70,7 +72,7 @@ def cloze_task(kind: str = "multi_token") -> Task:
 
 def toy_student(run: RunArgs, task: Task, seed: int = 0) -> nn.Module:
     """The student with the task's head and lively weights, as they are at p = 1."""
-    student = build_student(build_model(run.model, task.head), run)
+    student = build_student(build_model(run.model, task.head), run, task.shape)
     return randomize(add_head(student, task.head, run.model), seed)
 
 

@@ -261,13 +261,15 @@ def test_bfloat16_losses_are_near_those_of_fp32():
 
 
 def test_several_teachers_are_averaged():
-    run = toy_run("--student_model=kd", "--distill_pt_soft")
+    both = "--mt_num_layers=4:3", "--mt_hidden_size=24:16"
+    run = toy_run("--student_model=kd", "--distill_pt_soft", *both)
     step, batch = toy_step(run), toy_lm_batch(2)
-    other = Teacher(toy_glm(seed=77))
     losses = []
-    for teachers in ((step.teachers[0],), (other,), (step.teachers[0], other)):
-        each = DistillStep(step.task, step.student, teachers, run, TrainState())
-        output = take(each, batch)
+    for numbers in ((0,), (1,), (0, 1)):
+        part = dataclasses.replace(run, teachers=tuple(run.teachers[k] for k in numbers))
+        teachers = [step.teachers[k] for k in numbers]
+        step.method.multi_teacher_model = None
+        output = take(DistillStep(step.task, step.student, teachers, part, TrainState()), batch)
         losses.append(float(output.loss.detach()))
     assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2)
     assert "pre_loss/pt_soft_t1" in output.terms

@@ -87,7 +87,7 @@ def test_a_subclass_written_for_the_seed_runs_unchanged(seed_method, program, ex
     dense = step.method.fit_dense
     expected = sum(mse(dense(a), b) for a, b in zip(s[:3], t[:3], strict=True))
     if extra:
-        rows = step._context(batch, step_rows(step, batch), 0).rows["tokens"]
+        rows = step._context(batch, step_rows(step, batch)).rows["tokens"]
         expected = expected + kl(s[3], t[3], layout=logits().layout, rows=rows, temperature=2.0)
     torch.testing.assert_close(output.loss, expected)
     assert dense.weight.grad.any()

@@ -288,10 +288,10 @@ def test_the_teacher_wins_over_pretrained_weights(monkeypatch):
     monkeypatch.setattr(build, "load_weights", load)
     teachers = toy_teachers(run, lm_task())
     expected = teachers[0].module.state_dict()
-    module = build_module(run, lm_task().head, teachers)
+    module = build_module(run, lm_task(), teachers)
     assert all(torch.equal(v, expected[k]) for k, v in module.state_dict().items())
     deeper = run_of((5, 16, 4, 4, 16, 4), *flags)
-    module = build_module(deeper, lm_task().head, teachers)
+    module = build_module(deeper, lm_task(), teachers)
     assert bool((module.state_dict()["transformer.layers.4.mlp.dense_h_to_4h.bias"] == 7).all())
 
 

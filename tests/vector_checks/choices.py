@@ -85,6 +85,16 @@ def _tokens(step: DistillStep, found: dict[str, Any]) -> None:
     random_data._sampled = random_data._shuffled = recorded
 
 
+def _survival(step: DistillStep, found: dict[str, Any]) -> None:
+    """A uniform number for each teacher of the average."""
+    step.comparison.combiner.draw_survival = lambda number: found["survival_draws"]
+
+
+def _actions(step: DistillStep, found: dict[str, Any]) -> None:
+    """A uniform number for each sample and teacher of RL-KD."""
+    step.comparison.combiner.draw = lambda shape: found["uniform_draw"]
+
+
 USES: dict[str, Callable[[DistillStep, dict[str, Any]], None]] = {
     "teacher_layers": _layers,
     "span_lengths": _set("draw_spans", _spans),
@@ -92,4 +102,6 @@ USES: dict[str, Callable[[DistillStep, dict[str, Any]], None]] = {
     "interchange_mask": _set("draw_masks", _masks),
     "executed_layers": _blocks,
     "student_input_ids_call0": _tokens,
+    "survival_draws": _survival,
+    "uniform_draw": _actions,
 }

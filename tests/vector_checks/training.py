@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import mpu
 from config import Compat, RunArgs, parse_args
 from data_utils.batch import Batch
+from distill.combiner import combiner_args
 from distill.context import TrainState
 from distill.registry import method_args
 from distill.step import DistillStep
 from distill.student import build_student, find_student
 from distill.teacher import Teacher
 from model.build import HeadSpec, add_head, build_model
-from tasks.base import Task
+from tasks.base import Task, TaskShape
 from tasks.block_lm import BlockLM
 from tasks.choice import ChoiceTask
 from tests.ranks import run_ranks
@@ -37,6 +38,7 @@ PATHS = ("--teacher_load_pretrained", "--mt_load_pretrained")  # of value RANDOM
 OURS_ALONE = re.compile(r"inter_loss/(attention|(query|key|value)_relation)(_t\d+)?(_repeat\d+)?")
 HARD_LOSS = re.compile(r"(Train/hard_loss)_repeat\d+")  # the seed gives all passes one name
 PART = re.compile(r"(pre_loss|inter_loss)/\w+/(.+)_t\d+")  # a mix's part; the seed drops its name
+COMBINER = re.compile(r"(?<=_t\d)_[A-Z]\w*$")  # whose term it is, in a mix of combiners
 FIXED = {"theseus": "D31"}  # which defect a `*_fixed` case mends; D1 unless named here
 
 
@@ -79,8 +81,38 @@ def check(case: Path) -> list[Result]:
     for number, (run, outcome) in enumerate(zip(expected["runs"], run_case(case), strict=True)):
         prefix = f"run{number}."
         mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        parts = read_run(case).combined
+        if parts:
+            run, outcome = _in_one_order(run, outcome, len(parts))
         compare(result, prefix, run, mine, outcome)
     return [result]
+
+
+def _in_one_order(
+    run: dict[str, Any], outcome: Outcome, parts: int
+) -> tuple[dict[str, Any], Outcome]:
+    """A mix of combiners: the seed takes them one by one, in the order of a set, here each teacher
+
+    is asked once for all of them. Calls and terms are sorted by name and value on both sides.
+    """
+
+    def size(call: Any) -> tuple[int, float]:
+        x = torch.as_tensor(call)
+        return x.dim(), float(x.mean())
+
+    def terms(summary: Any) -> list[tuple[str, float]]:
+        return sorted((COMBINER.sub("", name), value) for name, value in summary)
+
+    run = run | {"summary": terms(run["summary"])}
+    changed: dict[str, Any] = {"summary": terms(outcome.summary)}
+    for name in ("pre_loss", "inter_loss"):
+        run[name] = sorted(run[name], key=size)
+        changed[name] = sorted(getattr(outcome, name), key=size)
+    for name in ("s_logits", "t_logits"):  # call k of the seed has teacher k modulo their number
+        calls = getattr(outcome, name)
+        teachers = calls[::parts]
+        changed[name] = [teachers[k % len(teachers)] for k in range(len(calls))]
+    return run, dataclasses.replace(outcome, **changed)
 
 
 def compare(
@@ -152,7 +184,8 @@ def read_run(case: Path) -> RunArgs:
     assert Compat.parse(compat)
     program = "pretrain" if args["stage"] == "pt" else "finetune"
     argv = [*flags, *_by_hand(args.get("note") or ""), f"--compat={compat}"]
-    return parse_args(argv, program=program, methods=method_args(), check=False)
+    kinds = {"methods": method_args(), "combiners": combiner_args()}
+    return parse_args(argv, program=program, **kinds, check=False)
 
 
 def _by_hand(note: str) -> list[str]:
@@ -183,7 +216,7 @@ def read_task(case: Path) -> Task:
             num_classes=len(weights["multichoice_head.weight"]),
             pool_token=flags.pool_token,
         )
-        return ChoiceTask("vectors", head, flags.loss_func)
+        return ChoiceTask("vectors", head, flags.loss_func, TaskShape(head.num_classes))
     loss = "adapet" if flags.adapet else flags.loss_func
     if batch.dec_target_ids is not None:
         head = HeadSpec("multi_token_fast", length_penalty=flags.length_penalty)
@@ -191,7 +224,17 @@ def read_task(case: Path) -> Task:
         head = HeadSpec("multi_token", length_penalty=flags.length_penalty)
     else:
         head = HeadSpec("single_token", take_softmax=flags.adapet)
-    return ChoiceTask("vectors", head, loss)
+    return ChoiceTask("vectors", head, loss, _shape(case, batch))
+
+
+def _shape(case: Path, batch: Batch) -> TaskShape:
+    """Choices of the batch, or of the task where an agent was made for them."""
+    classes = batch.target_ids.size(1)
+    weights = read_tensors(case, "student.safetensors")
+    agent = weights.get("student.multi_teacher_model.agent_mt_soft.weight")
+    if agent is not None:
+        classes = agent.size(1) // agent.size(0)
+    return TaskShape(classes, classes if batch.target_ids.dim() == 3 else 1)
 
 
 def read_batch(case: Path, number: int) -> Batch:
@@ -238,7 +281,7 @@ def load(module: nn.Module, whole: dict[str, Tensor]) -> nn.Module:
 
 def build(case: Path, run: RunArgs, task: Task) -> tuple[nn.Module, list[Teacher]]:
     """Student with head, and teachers, with the case's weights."""
-    student = build_student(build_model(run.model, task.head), run)
+    student = build_student(build_model(run.model, task.head), run, task.shape)
     student = load(
         add_head(student, task.head, run.model), read_tensors(case, "student.safetensors")
     )

@@ -41,7 +41,7 @@ def make_trainer(folder, *flags, start=0, total=TOTAL, load=None, batches=None, 
     runtime, task = small.runtime(run_dir=folder), lm_task()
     mpu.initialize_model_parallel(1)
     folder.mkdir(exist_ok=True)
-    engine = wrap(build_module(run, task.head), run, runtime)
+    engine = wrap(build_module(run, task), run, runtime)
     checkpoints = Checkpoints(run, runtime, "abc")
     state = TrainState()
     if load is not None:

@@ -1,0 +1,221 @@
+"""Comparison: the student's forward against every teacher's -> one loss and its named terms.
+
+The loop over teachers, once. For each that runs in this pass: hooks, forward, the method's two
+losses for each part of the combiner that compares it, and then its captures are gone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+import mpu
+from config import RunArgs
+from data_utils.batch import Batch
+from distill.capture import Captured, Hook, merge_hooks, to_hook
+from distill.combiner import Answer, Combination, Combiner
+from distill.context import Clock, LossContext
+from distill.rows import Rows
+from distill.student import AFTER, GLMStudent
+from distill.teacher import Teacher, TeacherOutput
+from distill.teachers import build_combiner
+from tasks.base import Task
+
+Terms = dict[str, Tensor | float]
+
+
+@dataclass(frozen=True)
+class StudentPass:
+    """The student's part of a pass."""
+
+    batch: Batch
+    inputs: tuple[Tensor, ...]
+    logits: Tensor  # [b, s, v/p], [n, v/p] of the rows with a target, or [b, c]
+    hook: Hook
+    captured: list[Tensor]
+    hard_rows: Rows
+    hard_loss: Tensor  # []
+    hard_losses: Tensor  # [b], their mean is hard_loss
+    context: LossContext
+    clock: Clock
+    options: dict[str, Tensor]  # output_rows, or nothing
+
+    @property
+    def suffix(self) -> str:
+        """What the names of this pass's terms end with."""
+        return f"_repeat{self.clock.repeat}" if self.clock.repeat else ""
+
+
+@dataclass
+class Tally:
+    """What one part of the combiner has so far."""
+
+    part: Combiner
+    made: Combination
+    losses: list[Tensor | float] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Comparison:
+    """Of one method with its teachers."""
+
+    def __init__(self, method: GLMStudent, teachers: Sequence[Teacher], task: Task, run: RunArgs):
+        self.method, self.teachers, self.task, self.run = method, teachers, task, run
+        self.combiner = method.multi_teacher_model or build_combiner(run, task.shape)
+
+    @property
+    def needs_targets_only(self) -> bool:
+        """Whether a language model's logits are needed at target positions only."""
+        return self.method.needs_targets_only() and not self.combiner.needs_all_logits
+
+    def __call__(self, student: StudentPass, terms: Terms) -> Tensor:
+        """The loss [] of a pass; `terms` gets its parts."""
+        self.combiner.begin_pass(student.clock)
+        tallies = [Tally(part, self._made(student, terms)) for part in self.combiner.parts]
+        live: list[Tensor] = []
+        for t_no, teacher in enumerate(self.teachers):
+            if any(tally.part.runs(t_no) for tally in tallies):
+                live += self._against(t_no, teacher, student, tallies, terms)
+        totals = [tally.part.total(tally.losses, tally.answers, tally.made) for tally in tallies]
+        total = self.combiner.join(totals, tallies[0].made)
+        return _as_tensor(sum(live, start=total), student.logits)
+
+    def _made(self, student: StudentPass, terms: Terms) -> Combination:
+        def log(name: str, value: Tensor | float) -> None:
+            terms[name + student.suffix] = _number(value)
+
+        rate = self.run.distill.distill_hard_rate
+        return Combination(student.logits, student.hard_loss, rate, student.context, log)
+
+    def _against(
+        self,
+        t_no: int,
+        teacher: Teacher,
+        student: StudentPass,
+        tallies: Sequence[Tally],
+        terms: Terms,
+    ) -> list[Tensor]:
+        """One teacher. Returns its own hard loss, if it is trained on it."""
+        hook, output = self._forward(t_no, teacher, student, tallies)
+        hard = None
+        if output.logits is not None and self._wants_hard(tallies):
+            hard = self._hard_losses(output.logits, student)
+        for tally in tallies:
+            if tally.part.compares(t_no):
+                self._compare(t_no, (hook, output), hard, student, tally, terms)
+            elif tally.part.runs(t_no):
+                captured = Captured(hook, output.captured)
+                tally.part.see(t_no, captured, self.task.num_samples(student.batch))
+        if not (self.run.multi_teacher.mt_has_grad and self.run.multi_teacher.mt_has_loss):
+            return []
+        loss = student.hard_rows.mean(self._row_losses(output.logits, student))
+        terms[f"teacher_loss/hard_t{t_no}{student.suffix}"] = loss.detach()
+        return [loss]
+
+    def _forward(
+        self, t_no: int, teacher: Teacher, student: StudentPass, tallies: Sequence[Tally]
+    ) -> tuple[Hook, TeacherOutput]:
+        own = [point for tally in tallies for point in tally.part.teacher_points(t_no)]
+        base = to_hook([*self.method.base_points(), *own])
+        hook = merge_hooks(self.method.get_teacher_hook(t_no=t_no), base)
+        models = [each.module for each in self.teachers]
+        hook_op = self.method.get_teacher_hook_op(t_no=t_no, teacher_models=models)
+        if not self.run.teachers[t_no].runs:
+            return hook, TeacherOutput(None, [])
+        return hook, teacher(student.inputs, hook, hook_op, **student.options)
+
+    def _compare(
+        self,
+        t_no: int,
+        teacher: tuple[Hook, TeacherOutput],
+        hard: Tensor | None,
+        student: StudentPass,
+        tally: Tally,
+        terms: Terms,
+    ) -> None:
+        """The method's losses against one teacher, for one part of the combiner."""
+        (hook, output), part = teacher, tally.part
+        own, its = part.adapt(t_no, (student.hook, student.captured), (hook, output.captured))
+        keep_pre, keep_inter = part.per_sample
+        hard_loss = student.hard_losses if keep_pre else student.hard_loss
+        # Staged methods rely on the order: prediction layer first.
+        pre = self._recomputed(
+            part.recomputes[0],
+            lambda s, t, h: self.method.pre_loss(s, t, h, **self._context(student, t_no, keep_pre)),
+            student.logits,
+            output.logits,
+            hard_loss,
+        )
+        number = len(own)
+        inter = self._recomputed(
+            part.recomputes[1],
+            lambda *both: self.method.inter_loss(
+                list(both[:number]),
+                list(both[number:]),
+                student.hook,
+                hook,
+                **self._context(student, t_no, keep_inter),
+            ),
+            *own,
+            *its,
+        )
+        answer = Answer(t_no, pre, inter, output.logits, hard)
+        loss = part.weigh(answer, tally.made)
+        tally.losses.append(loss)
+        tally.answers.append(answer)
+        tail = "" if tally.part is self.combiner.parts[0] else f"_{type(part).__name__}"
+        for name, value in self.method.take_terms().items():
+            name, _, after = name.partition(AFTER)
+            terms[f"{name}_t{t_no}{student.suffix}{after}{tail}"] = value
+        terms[f"teacher_loss/teacher_{t_no}_t{t_no}{student.suffix}{tail}"] = _number(loss)
+
+    def _context(self, student: StudentPass, t_no: int, keep_batch: bool) -> Mapping[str, Any]:
+        context = dataclasses.replace(student.context, t_no=t_no, keep_batch=keep_batch)
+        return context.keywords()
+
+    def _recomputed(
+        self, recompute: bool, function: Callable[..., Tensor | float], *tensors: Tensor | None
+    ) -> Tensor | float:
+        """function(*tensors), what it makes inside not kept for the backward pass if so wanted."""
+        return mpu.checkpoint(function, *tensors) if recompute else function(*tensors)
+
+    def _wants_hard(self, tallies: Sequence[Tally]) -> bool:
+        wanted = any(tally.part.needs_teacher_loss for tally in tallies)
+        return wanted or self.run.multi_teacher.mt_has_loss
+
+    def _hard_losses(self, logits: Tensor, student: StudentPass) -> Tensor:
+        """A teacher's hard loss of each sample: the mean over its own rows, [b]."""
+        rows, losses = student.hard_rows, self._row_losses(logits, student)
+        if rows.mask.dim() == 1:
+            return losses * rows.mask
+        if rows.index is not None and losses.dim() == 1:
+            losses = losses.new_zeros(rows.mask.numel()).index_copy(0, rows.index, losses)
+        losses = losses.view(rows.mask.shape) * rows.mask
+        return losses.sum(1) / rows.mask.sum(1).clamp(min=1)
+
+    def _row_losses(self, logits: Tensor, student: StudentPass) -> Tensor:
+        """Un-reduced hard loss [b, s], picked [n], or [b]."""
+        return row_losses(self.task, logits, student.batch, student.hard_rows)
+
+
+def row_losses(task: Task, logits: Tensor, batch: Batch, rows: Rows) -> Tensor:
+    """Hard loss of every row, or of the picked ones: logits of all rows, or [n, v/p] of those."""
+    if rows.index is None:
+        return task.hard_loss(logits, batch)
+    picked = dataclasses.replace(batch, labels=rows.pick(batch.labels)[None])
+    logits = rows.pick(logits) if logits.dim() == 3 else logits
+    return task.hard_loss(logits[None], picked)[0]
+
+
+def _number(value: Tensor | float) -> Tensor | float:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().float()
+    return value.mean() if value.dim() else value
+
+
+def _as_tensor(loss: Tensor | float, like: Tensor) -> Tensor:
+    """A method without a term returns 0.0: still a tensor that backward accepts."""
+    return loss if isinstance(loss, Tensor) else like.flatten()[:1].sum() * 0.0 + loss
