@@ -118,12 +118,13 @@ def _ranges(run: "RunArgs") -> Iterator[str]:
 
 def _shapes(run: "RunArgs") -> Iterator[str]:
     """Sizes of the teachers (the student has checked its own), and what a shape cannot do."""
-    for teacher in run.teachers:
-        yield from shape_problems(teacher)
+    for t_no, teacher in enumerate(run.teachers):
+        for problem in shape_problems(teacher):
+            yield run.multi_teacher.in_its_flags(t_no, problem)
     fast = run.program == "finetune" and run.finetuning.cloze_eval and run.finetuning.fast_decode
     for flag, group in (
         ("--ib_word_emb", run.model),
-        *(("--teacher_ib_word_emb", teacher) for teacher in run.teachers),
+        *((_flag(run, t_no, "ib_word_emb"), teacher) for t_no, teacher in enumerate(run.teachers)),
     ):
         if group.ib_word_emb and run.model.mem_length > 0:
             yield f"{flag}={group.ib_word_emb}: needs whole samples; give --mem-length=0"
@@ -139,11 +140,11 @@ def _length(run: "RunArgs") -> Iterator[str]:
             f"--seq-length={run.data.seq_length}: is longer than "
             f"--max-position-embeddings={longest}; source tokens have a position each"
         )
-    for teacher in run.teachers:
+    for t_no, teacher in enumerate(run.teachers):
         if run.data.seq_length > teacher.max_position_embeddings:
             yield (
                 f"--seq-length={run.data.seq_length}: is longer than the teacher's "
-                f"--teacher_max_position_embeddings={teacher.max_position_embeddings}; "
+                f"{_flag(run, t_no, 'max_position_embeddings')}={teacher.max_position_embeddings}; "
                 "it has learned nothing about later positions"
             )
     if run.program == "pretrain" and run.train.train_iters == 0:
@@ -186,9 +187,9 @@ def _data(run: "RunArgs") -> Iterator[str]:
 def _precision(run: "RunArgs") -> Iterator[str]:
     if run.precision.fp16 and run.precision.bf16:
         yield "--fp16 and --bf16: choose one"
-    for teacher in run.teachers:
+    for t_no, teacher in enumerate(run.teachers):
         if teacher.fp16 and teacher.bf16:
-            yield "--teacher_fp16 and --teacher_bf16: choose one"
+            yield f"{_flag(run, t_no, 'fp16')} and {_flag(run, t_no, 'bf16')}: choose one"
 
 
 def _processes(run: "RunArgs") -> Iterator[str]:
@@ -210,12 +211,7 @@ def _distillation(run: "RunArgs") -> Iterator[str]:
     except ConfigError as error:
         yield from error.problems
     yield from run.distill.passes_that_never_come()
-    for teacher in run.teachers:
-        if teacher.load_pretrained is None and not teacher.random_para:
-            yield (
-                "--teacher_load_pretrained: missing; give the teacher's checkpoint, "
-                "or --teacher_random_para for random weights"
-            )
+    yield from _teachers(run)
     if run.distill.student_model == "kd" and not _kd_losses(run):
         stage = "pt" if run.program == "pretrain" else "ft"
         yield (
@@ -232,7 +228,72 @@ def _kd_losses(run: "RunArgs") -> bool:
     else:
         soft, hard = args.distill_ft_soft, args.distill_ft_hard
     weighed = (soft and args.distill_soft_rate != 0) or (hard and args.distill_hard_rate != 0)
-    return weighed or args.distill_logits_parallel
+    return weighed or args.distill_logits_parallel or run.multi_teacher.trains_teachers_alone
+
+
+def _flag(run: "RunArgs", t_no: int, name: str) -> str:
+    """The flag that says a field of a teacher."""
+    return run.multi_teacher.flag_of(t_no, name)
+
+
+def _teachers(run: "RunArgs") -> Iterator[str]:
+    """Weights of every teacher, and what trained or absent ones need."""
+    group = run.multi_teacher
+    for t_no, teacher in enumerate(run.teachers):
+        if teacher.load_pretrained is None and not teacher.random_para and not group.mt_load_from_s:
+            entry = f"--mt_load_pretrained={group.mt_load_pretrained}: entry {t_no} is empty"
+            yield (
+                (entry if group.mt_load_pretrained else "--teacher_load_pretrained: missing")
+                + "; give the teacher's checkpoint, or --teacher_random_para for random weights"
+            )
+    if run.teachers and group.mt_has_grad:
+        yield from _live_teachers(run)
+    if run.teachers and group.student_use_empty_glm:
+        yield from _no_student(run)
+
+
+def _live_teachers(run: "RunArgs") -> Iterator[str]:
+    for t_no, teacher in enumerate(run.teachers):
+        for name in ("fp16", "bf16"):
+            if getattr(teacher, name):
+                yield (
+                    f"{_flag(run, t_no, name)}: a teacher that is trained (--mt_has_grad) has the "
+                    f"run's precision; leave it out, and give --{name}"
+                )
+        if not teacher.runs:
+            yield (
+                f"--mt_disable_operation={run.multi_teacher.mt_disable_operation}: teacher {t_no} "
+                "is trained (--mt_has_grad), which needs its forward; give 0 for it"
+            )
+    if run.multi_teacher.teacher_offload != "none":
+        yield (
+            f"--teacher_offload={run.multi_teacher.teacher_offload}: teachers that are trained "
+            "(--mt_has_grad) stay on the device; leave one of them out"
+        )
+
+
+def _no_student(run: "RunArgs") -> Iterator[str]:
+    """What a run without a student cannot do."""
+    flag, group, args = "--student_use_empty_glm", run.multi_teacher, run.distill
+    if not group.trains_teachers_alone:
+        yield (
+            f"{flag}: nothing would be trained; add --mt_has_grad and --mt_has_loss, so that the "
+            "teachers learn from the data"
+        )
+    stage = "pt" if run.program == "pretrain" else "ft"
+    for name, given in (
+        (f"--distill_{stage}_soft", getattr(args, f"distill_{stage}_soft")),
+        ("--distill_logits_parallel", args.distill_logits_parallel),
+        ("--distil_analysis_inter", args.distil_analysis_inter),
+    ):
+        if given:
+            yield f"{name}: there is no student to compare ({flag}); leave it out"
+    for name, given in (
+        ("--load-pretrained", run.checkpoint.load_pretrained),
+        ("--student_truncate_tn", args.student_truncate_tn),
+    ):
+        if given is not None:
+            yield f"{name}={given}: there is no student to load ({flag}); leave it out"
 
 
 def check_hardware(run: "RunArgs", *, cuda: bool, world_size: int) -> None:
@@ -240,7 +301,7 @@ def check_hardware(run: "RunArgs", *, cuda: bool, world_size: int) -> None:
     problems = [] if cuda else list(_without_gpu(run))
     problems += _model_parallel(run, world_size)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(dict.fromkeys(problems))
 
 
 def _without_gpu(run: "RunArgs") -> Iterator[str]:
@@ -253,21 +314,24 @@ def _without_gpu(run: "RunArgs") -> Iterator[str]:
         )
     elif run.precision.fp16:
         yield "--fp16: needs a GPU; use --bf16, or leave both out for fp32"
-    if any(teacher.fp16 for teacher in run.teachers):
-        yield "--teacher_fp16: needs a GPU; use --teacher_bf16, or leave both out for fp32"
+    for t_no, teacher in enumerate(run.teachers):
+        if teacher.fp16:
+            fp16 = _flag(run, t_no, "fp16")
+            bf16 = "--teacher_bf16" if fp16.startswith("--teacher") else "--mt_bf16"
+            yield f"{fp16}: needs a GPU; use {bf16}, or leave both out for fp32"
     if run.parallel.distributed_backend == "nccl":
         yield "--distributed-backend=nccl: needs a GPU; use gloo, or leave it out"
 
 
 def _model_parallel(run: "RunArgs", world_size: int) -> Iterator[str]:
     size = run.parallel.model_parallel_size
-    for group in (run.model, *run.teachers):
+    for t_no, group in enumerate((run.model, *run.teachers), start=-1):
         spelling = {f.name: name for name, f in group.flags().items()}
         for name in cut_sizes(group):
             if getattr(group, name) % size:
+                flag = spelling[name] if t_no < 0 else _flag(run, t_no, name)
                 yield (
-                    f"--model-parallel-size={size}: does not divide "
-                    f"{spelling[name]}={getattr(group, name)}"
+                    f"--model-parallel-size={size}: does not divide {flag}={getattr(group, name)}"
                 )
     if world_size % size:
         yield (

@@ -7,6 +7,7 @@ from config.distill import DistillArgs, TeacherArgs
 from config.group import ArgGroup
 from config.notes import warn
 from config.tasks import FinetuneArgs
+from config.teachers import MultiTeacherArgs
 
 if TYPE_CHECKING:
     from config.run import RunArgs
@@ -119,13 +120,19 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --student_truncate_tn",
     ),
     (
+        ("--mt_load_pretrained", "--teacher_load_pretrained"),
+        lambda run: run.multi_teacher.mt_load_from_s is not None and bool(run.teachers),
+        "with --mt_load_from_s",
+    ),
+    (
         tuple(f for f in FinetuneArgs.flags() if f not in ("--finetune", "--fast-decode")),
         lambda run: run.program == "pretrain",
         "on pretraining",
     ),
     (
         tuple(f for f in DistillArgs.flags() if f not in ("--student_model", "--compat"))
-        + tuple(TeacherArgs.flags()),
+        + tuple(TeacherArgs.flags())
+        + tuple(MultiTeacherArgs.flags()),
         lambda run: run.distill.student_model is None,
         "without --student_model",
     ),
@@ -143,6 +150,9 @@ def warn_unused(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> None:
         if given and idle(run):
             told.update(given)
             _tell(given, why)
+    for shared, own in _overruled(run):
+        if shared not in told:
+            _tell([shared], f"with {own}, which has a value for every teacher")
     for group in _chosen(run):
         for flag, needed in type(group).needs.items():
             if flag in run.flags and needed not in run.flags:
@@ -151,6 +161,14 @@ def warn_unused(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> None:
     for flag in _of_others(run, groups):
         chosen = f"--student_model={run.distill.student_model}"
         _tell([flag], f"with {chosen}" + (f" --multi_teacher_model={combiner}" if combiner else ""))
+
+
+def _overruled(run: "RunArgs") -> Iterable[tuple[str, str]]:
+    """Shared flags that were given, of which every teacher has its own: (flag, the list's)."""
+    for spelling, f in TeacherArgs.flags().items() if run.teachers else ():
+        words = run.multi_teacher.words(f.name)
+        if spelling in run.flags and words and all(words):
+            yield spelling, "--mt_" + f.name
 
 
 def _tell(flags: Sequence[str], why: str) -> None:

@@ -1,13 +1,15 @@
 """What a checkpoint's config.json names, architecture and vocabulary, need not be repeated."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from config.data import TokenizerArgs
+from config.distill import TeacherArgs
 from config.errors import ConfigError
 from config.parser import read_json
+from config.teachers import MultiTeacherArgs
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "config.json"
@@ -60,38 +62,69 @@ def take_architecture(values: Mapping[str, Any], flags: Mapping[str, Any]) -> di
     source = "--load" if checkpoint.load else "--load-pretrained"
     path = checkpoint.load or checkpoint.load_pretrained
     if path is not None:
-        changed["model"] = _merge(values["model"], source, path, flags, problems)
+        saved = _content(path, source).get("model", {})
+        spelling = {f.name: name for name, f in values["model"].flags().items()}
+        flag_of = {name: spelling.get(name) for name in ARCHITECTURE}
+        changed["model"] = _merge(values["model"], saved, flag_of, path, flags, problems)
         changed["tokenizer"] = _merge_tokenizer(values["tokenizer"], source, path, flags)
-    changed["teachers"] = tuple(
-        _merge(t, "--teacher_load_pretrained", t.load_pretrained, flags, problems)
-        if t.load_pretrained is not None and not t.random_para
-        else t
-        for t in values["teachers"]
-    )
+    changed["teachers"] = _merge_teachers(values, flags, problems)
     if problems:
         raise ConfigError(problems)
     return changed
 
 
-def _merge(
-    group: Any, source: str, path: str, flags: Mapping[str, Any], problems: list[str]
-) -> Any:
+def _content(path: str, source: str) -> dict[str, Any]:
+    """config.json of a checkpoint; {} without one."""
     file = saved_config(path)
-    if file is None:
-        return group
-    saved = read_json(file, source).get("model", {})
-    spelling = {f.name: name for name, f in group.flags().items()}
+    return {} if file is None else read_json(file, source)
+
+
+def _merge_teachers(
+    values: Mapping[str, Any], flags: Mapping[str, Any], problems: list[str]
+) -> tuple[TeacherArgs, ...]:
+    """Each teacher as its checkpoint has it, or as the student's that was saved with them.
+
+    Where no list says how many they are, the latter does.
+    """
+    group: MultiTeacherArgs = values["multi_teacher"]
+    teachers, joint = values["teachers"], group.mt_load_from_s
+    theirs = _content(joint, "--mt_load_from_s").get("teachers", []) if joint else []
+    if len(teachers) == 1 and len(theirs) > 1:
+        teachers *= len(theirs)
+    merged = []
+    for t_no, teacher in enumerate(teachers):
+        path, saved = joint or teacher.load_pretrained, {}
+        if joint:
+            saved = theirs[t_no] if t_no < len(theirs) else {}
+        elif path is not None and not teacher.random_para:
+            saved = _content(path, group.flag_of(t_no, "load_pretrained")).get("model", {})
+        flag_of = {name: group.flag_of(t_no, name) for name in ARCHITECTURE}
+        merged.append(_merge(teacher, saved, flag_of, path, flags, problems))
+    return tuple(merged)
+
+
+def _merge(
+    group: Any,
+    saved: Mapping[str, Any],
+    flag_of: Mapping[str, str | None],
+    path: str | None,
+    flags: Mapping[str, Any],
+    problems: list[str],
+) -> Any:
+    """The group with the saved value of every field whose flag was not given."""
     unseen = ["num_attention_heads"]
     unseen += ["num_layers"] if saved.get("cross_layer_parameter_sharing") else []
     new = {}
-    for name in ARCHITECTURE:
+    for name, flag in flag_of.items():
         if name not in saved or not hasattr(group, name):
             continue
-        flag = spelling.get(name)
-        if flag not in flags:
+        listed = flag is not None and flag.startswith("--mt_")
+        if flag not in flags and not listed:
             new[name] = saved[name]
-        elif name in unseen and flags[flag] != saved[name]:
-            problems.append(f"{flag}={flags[flag]}: the checkpoint {path} has {saved[name]}")
+        elif name in unseen and getattr(group, name) != saved[name]:
+            problems.append(
+                f"{flag}={getattr(group, name)}: the checkpoint {path} has {saved[name]}"
+            )
     return replace(group, **new)
 
 
@@ -146,10 +179,12 @@ FREE = frozenset(
     + ("resume_dataloader", "batch_size", "gradient_accumulation_steps", "max_bad_steps")
     + ("data_dir", "cache_dir", "num_workers", "shuffle", "no_lazy_loader", "vocab_size")
     + ("tokenizer_path", "tokenizer_model_type", "load_pretrained", "custom_tmp_result")
+    + ("mt_model_load", "mt_load_from_s", "teacher_offload")
+    + tuple("mt_" + f.name for f in fields(TeacherArgs))  # compared teacher by teacher
 )
 COMPARED = (
     *("model", "tokenizer", "data", "blocks", "train", "optim", "precision", "evaluation"),
-    *("finetuning", "distill", "method"),
+    *("finetuning", "distill", "method", "multi_teacher", "combiner"),
 )
 MAY_GROW = frozenset({"train_iters", "epochs"})
 
@@ -157,17 +192,27 @@ MAY_GROW = frozenset({"train_iters", "epochs"})
 def changes(run: Any, saved: Mapping[str, Any]) -> list[str]:
     """`--lr: was 0.001, now 0.1` for every setting in which a resumed run (RunArgs) differs."""
     now = run.to_dict()
-    pairs = [(getattr(run, key), saved.get(key, {}), now[key]) for key in COMPARED]
-    pairs += zip(run.teachers, saved.get("teachers", ()), now["teachers"], strict=False)
-    mixed = saved.get("mixed", {})
-    pairs += [(run.mixed[k], mixed.get(k, {}), now["mixed"][k]) for k in run.mixed]
     found = []
-    for group, before, after in pairs:
-        for flag, f in group.flags().items():
-            if f.name in FREE or f.name not in before or before[f.name] == after[f.name]:
-                continue
-            was, value = before[f.name], after[f.name]
-            if f.name in MAY_GROW and None not in (was, value) and value > was:
-                continue
-            found.append(f"{flag}: was {was}, now {value}")
+    for key in COMPARED:
+        found += _changes(getattr(run, key), saved.get(key, {}), now[key])
+    for key in ("mixed", "combined"):
+        before = saved.get(key, {})
+        for name, group in getattr(run, key).items():
+            found += _changes(group, before.get(name, {}), now[key][name])
+    teachers = saved.get("teachers", ())
+    for t_no, pair in enumerate(zip(teachers, now["teachers"], strict=False)):
+        for line in _changes(run.teachers[t_no], *pair):
+            found.append(run.multi_teacher.in_its_flags(t_no, line))
+    if teachers and run.teachers and len(teachers) != len(run.teachers):
+        found.append(f"--mt_ lists: were {len(teachers)} teachers, now {len(run.teachers)}")
     return found
+
+
+def _changes(group: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for flag, f in group.flags().items():
+        if f.name in FREE or f.name not in before or before[f.name] == after[f.name]:
+            continue
+        was, value = before[f.name], after[f.name]
+        if f.name in MAY_GROW and None not in (was, value) and value > was:
+            continue
+        yield f"{flag}: was {was}, now {value}"

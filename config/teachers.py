@@ -1,6 +1,7 @@
 """Several teachers: the seed's colon lists, read once into one TeacherArgs each."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
@@ -9,6 +10,7 @@ from config.distill import TeacherArgs
 from config.errors import ConfigError
 from config.group import ArgGroup, flag
 
+SHARED = "--" + TeacherArgs.prefix
 LIST = "a value each teacher, as 12:24; one value: for all; default: the --teacher_ flag"
 
 
@@ -48,13 +50,38 @@ class MultiTeacherArgs(ArgGroup):
         """--multi_teacher_model, or the average."""
         return self.multi_teacher_model or "avg"
 
+    @property
+    def trains_teachers_alone(self) -> bool:
+        """Whether the teachers learn something beside the student's losses."""
+        return self.mt_has_grad and self.mt_has_loss
+
+    def words(self, name: str) -> list[str]:
+        """Entries of the list --mt_NAME; [] where it is not given."""
+        text = getattr(self, "mt_" + name, "")
+        return [word.strip() for word in text.split(":")] if text.strip() else []
+
+    def flag_of(self, t_no: int, name: str) -> str:
+        """The flag that says a field of teacher `t_no`: of its list (`--mt_hidden_size[1]`, from
+
+        0), or the shared one."""
+        words = self.words(name)
+        if len(words) == 1 and words[0]:
+            return "--mt_" + name
+        if t_no < len(words) and words[t_no]:
+            return f"--mt_{name}[{t_no}]"
+        return SHARED + name
+
+    def in_its_flags(self, t_no: int, text: str) -> str:
+        """A message about the shared flags, in those of teacher `t_no`."""
+        return re.sub(rf"{SHARED}(\w+)", lambda found: self.flag_of(t_no, found[1]), text)
+
     def split(self, shared: TeacherArgs) -> tuple[TeacherArgs, ...]:
         """One TeacherArgs a teacher: list entries over the shared --teacher_ values.
 
         ConfigError with every list of another length and every entry that does not read.
         """
-        lists = {f.name: getattr(self, "mt_" + f.name).split(":") for f in self._listed()}
-        lists = {name: words for name, words in lists.items() if words != [""]}
+        lists = {f.name: self.words(f.name) for f in self._listed()}
+        lists = {name: words for name, words in lists.items() if words}
         lengths = {name: len(words) for name, words in lists.items() if len(words) > 1}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"--mt_{name} has {length}" for name, length in lengths.items())
@@ -66,7 +93,7 @@ class MultiTeacherArgs(ArgGroup):
         for t_no in range(number):
             values: dict[str, Any] = {}
             for name, words in lists.items():
-                word = words[t_no if len(words) > 1 else 0].strip()
+                word = words[t_no if len(words) > 1 else 0]
                 kind = hints[name] if isinstance(hints[name], type) else str
                 values |= self._read(name, word, kind, problems)
             teachers.append(replace(shared, **values))
@@ -101,7 +128,7 @@ class MultiTeacherArgs(ArgGroup):
         if not set(words) <= {"0", "1"}:
             problems.append(f"{given}: each entry must be 0 or 1")
         elif len(words) not in (1, len(teachers)):
-            problems.append(f"{given}: has {len(words)} entries for {len(teachers)} teachers")
+            problems.append(f"{given}: has {len(words)} entries for {len(teachers)} teacher(s)")
         else:
             words = words * len(teachers) if len(words) == 1 else words
             return [replace(t, runs=word == "0") for t, word in zip(teachers, words, strict=True)]

@@ -20,8 +20,6 @@ from distill.combiner import Answer, Combination, Combiner
 from mpu.layout import Layout
 from tasks.base import TaskShape
 
-TINY = 1e-12  # a probability of 0 has a finite logarithm
-
 
 @dataclass(frozen=True, kw_only=True)
 class RLKDArgs(ArgGroup):
@@ -103,7 +101,7 @@ class Choosing(Combiner):
         real [b]: 0 for a sample that only fills the batch.
         """
         with torch.no_grad():
-            pi = self._pi(x, y)
+            pi = self._scores(x, y).sigmoid()
         action = (self.draw(pi.shape).to(pi.device) < pi).float()
         self._last = {"x": x, "y": y, "action": action, "real": real}
         return action
@@ -112,63 +110,95 @@ class Choosing(Combiner):
         """The policy term [] of the last choice, given its reward []; None before the first."""
         if not self._last:
             return None
-        pi = self._pi(self._last["x"], self._last["y"])
-        return policy_term(pi, self._last["action"], self._last["real"], reward, seed=seed)
+        scores = self._scores(self._last["x"], self._last["y"])
+        return policy_term(scores, self._last["action"], self._last["real"], reward, seed=seed)
 
     def combiner_state(self) -> dict[str, Any]:
-        """The last choice of every data-parallel rank. Collective."""
-        own = {name: x.detach().cpu() for name, x in self._last.items()}
+        """The last choice of every data-parallel rank, its logits whole. Collective."""
+        own = {name: x.detach() for name, x in self._last.items()}
+        if own and not self.shape.classes:
+            y = own["y"].unflatten(1, (own["action"].size(1), -1))
+            own["y"] = mpu.gather_from_model_parallel_region(y).flatten(1)
+        own = {name: x.cpu() for name, x in own.items()}
         return {"ranks": mpu.gather_objects_from_data_parallel(own)}
 
     def load_combiner_state(self, values: Mapping[str, Any]) -> None:
         """That of this rank; none if there were other ranks."""
         ranks, device = values["ranks"], self.agent_semantic_mt_loss.weight.device
-        own = {}
+        own: dict[str, Tensor] = {}
         if len(ranks) == mpu.get_data_parallel_world_size():
-            own = ranks[mpu.get_data_parallel_rank()]
+            own = dict(ranks[mpu.get_data_parallel_rank()])
+        if own and not self.shape.classes:
+            rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
+            own["y"] = mpu.split(own["y"], mpu.partition_of(self.agent_mt_soft.weight), rank, size)
         self._last = {name: x.to(device) for name, x in own.items()}
 
-    def _pi(self, x: Tensor, y: Tensor) -> Tensor:
-        return (self.agent_semantic_mt_loss(x) + self.agent_mt_soft(y)).sigmoid()
+    def _scores(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.agent_semantic_mt_loss(x) + self.agent_mt_soft(y)
 
 
 def policy_term(
-    pi: Tensor, action: Tensor, real: Tensor, reward: Tensor, *, seed: bool = False
+    scores: Tensor, action: Tensor, real: Tensor, reward: Tensor, *, seed: bool = False
 ) -> Tensor:
-    """REINFORCE: -reward sum_i mean_b log p(a_bi). pi, action [b, n], real [b], reward [] -> [].
+    """REINFORCE: -reward sum_i mean_b log p(a_bi).
 
+    scores [b, n], before the sigmoid; action [b, n], real [b], reward [] -> []
     `seed` (MT): -reward sum_bi p(a_bi).
     """
-    p, real = torch.where(action > 0, pi, 1 - pi), real[:, None]
+    scores, real = torch.where(action > 0, scores, -scores), real[:, None]
     if seed:
-        return -reward * (real * p).sum()
-    return -reward * (real * p.clamp(min=TINY).log()).sum() / real.sum().clamp(min=1)
+        return -reward * (real * scores.sigmoid()).sum()
+    return -reward * (real * F.logsigmoid(scores)).sum() / real.sum().clamp(min=1)
 
 
-def said(answers: Sequence[Answer], semantic: Tensor | None, width: int) -> Tensor:
-    """x [b, width + n]: what a semantic model says (zeros without), and the teachers' losses."""
-    hard = torch.stack([answer.hard_loss for answer in answers], 1).detach()
-    return torch.cat([widened(hard[:, :0] if semantic is None else semantic, width), hard], 1)
+def said(
+    answers: Sequence[Answer], made: Combination, semantic: Tensor | None, width: int
+) -> Tensor:
+    """x [b, width + n]: what a semantic model says, zeros without, and the teachers' hard losses.
+
+    semantic [b, c, h], side by side, 0 for choices that only fill the batch; or [b, 1, h].
+    """
+    hard, real = torch.stack([a.hard_loss for a in answers], 1).detach(), made.context.class_mask
+    if semantic is None:
+        semantic = hard[:, :0, None]
+    elif real is not None and semantic.size(1) == real.size(1):
+        semantic = semantic * real[..., None]
+    return torch.cat([widened(semantic.flatten(1), width), hard], 1)
 
 
 def side_by_side(
-    answers: Sequence[Answer], mask: Tensor | None, classes: int, *, padded: bool = False
+    answers: Sequence[Answer], made: Combination, classes: int, *, rows: str
 ) -> Tensor:
-    """y [b, n c]: the teachers' logits; of language models [b, n v/p], means over positions.
+    """y [b, n c]: the teachers' logits, 0 for choices that only fill the batch.
 
-    mask [b, s]: positions that count; `padded` (MT): the others count as zeros.
+    Of language models [b, n v/p]: means over these rows.
     """
-    rows = []
+    ctx = made.context
+    found, parts = ctx.first_rows(rows), []
     for answer in answers:
         logits = answer.logits.detach().float()
-        if logits.dim() < 3:
-            rows.append(widened(logits, classes))
-        elif mask is None:
-            rows.append(logits.mean(1))
+        if ctx.layout is not Layout.SHARD_LAST:
+            real = 1 if ctx.class_mask is None else ctx.class_mask
+            parts.append(widened(logits * real, classes))
+        elif found is None:
+            parts.append(logits.mean(1))
         else:
-            number = mask.size(1) if padded else mask.sum(1, keepdim=True).clamp(min=1)
-            rows.append((logits * mask[..., None]).sum(1) / number)
-    return torch.cat(rows, 1)
+            parts.append(found.of_samples(found.pick(logits) if logits.dim() == 3 else logits))
+    return torch.cat(parts, 1)
+
+
+def padded_side_by_side(
+    answers: Sequence[Answer], made: Combination, classes: int, *, every: bool, labels: bool
+) -> Tensor:
+    """The seed's y (MT): masked positions count as zeros, choices that fill the batch as real."""
+    mask, parts = padded_mask(made, every=every, labels=labels), []
+    for answer in answers:
+        logits = answer.logits.detach().float()
+        if logits.dim() == 3:
+            parts.append((logits if mask is None else logits * mask[..., None]).mean(1))
+        else:
+            parts.append(widened(logits, classes))
+    return torch.cat(parts, 1)
 
 
 def padded_mask(made: Combination, *, every: bool, labels: bool) -> Tensor | None:

@@ -18,7 +18,6 @@ import mpu
 from config import ArgGroup, NoArgs, RunArgs
 from distill.capture import Captured, Hook, Point
 from distill.context import Clock, LossContext
-from distill.rows import Rows
 from model.build import HeadSpec
 from tasks.base import TaskShape
 
@@ -45,9 +44,12 @@ class Combination:
     log: Callable[[str, Tensor | float], None]  # a number of this step, by name
 
     @property
-    def samples(self) -> Rows | None:
-        """One row a sample."""
-        return self.context.first_rows("samples")
+    def real(self) -> Tensor | None:
+        """[b] 0 for a sample that only fills the batch; None: all are real."""
+        rows = self.context.first_rows("samples", "tokens")
+        if rows is None:
+            return None
+        return rows.mask.reshape(rows.num_samples, -1).amax(1)
 
 
 class Combiner(nn.Module):
@@ -66,6 +68,16 @@ class Combiner(nn.Module):
     def problems(cls, run: RunArgs, args: ArgGroup, head: HeadSpec) -> Iterable[str]:
         """What it needs and this run lacks, before any model is built."""
         return ()
+
+    @classmethod
+    def converts_width(cls, run: RunArgs, args: ArgGroup) -> bool:
+        """Whether states of another width are made comparable, so that a method need not."""
+        return False
+
+    @classmethod
+    def learns_from(cls, args: ArgGroup, t_no: int) -> bool:
+        """Whether the student is ever compared with this teacher."""
+        return True
 
     @property
     def parts(self) -> "Sequence[Combiner]":
@@ -159,6 +171,14 @@ def register_combiner(name: str, *aliases: str) -> Callable[[Kind], Kind]:
         return cls
 
     return add
+
+
+def chosen_combiner(run: RunArgs) -> tuple[type[Combiner], ArgGroup]:
+    """What --multi_teacher_model asks for, and its flags; the average without it."""
+    import distill.teachers  # noqa: F401 - fills COMBINERS
+
+    cls = COMBINERS[run.multi_teacher.combiner_name]
+    return cls, run.combiner if isinstance(run.combiner, cls.Args) else cls.Args()
 
 
 def combiner_args() -> dict[str, type[ArgGroup]]:

@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-import mpu
 from config import RunArgs
+from config.notes import warn
 from data_utils.batch import Batch
 from distill.capture import Captured, Hook, merge_hooks, to_hook
 from distill.combiner import Answer, Combination, Combiner
 from distill.context import Clock, LossContext
+from distill.mix import counts, recomputed
 from distill.rows import Rows
 from distill.student import AFTER, GLMStudent
 from distill.teacher import Teacher, TeacherOutput
@@ -64,6 +66,12 @@ class Comparison:
     def __init__(self, method: GLMStudent, teachers: Sequence[Teacher], task: Task, run: RunArgs):
         self.method, self.teachers, self.task, self.run = method, teachers, task, run
         self.combiner = method.multi_teacher_model or build_combiner(run, task.shape)
+        needed = any(part.needs_teacher_loss for part in self.combiner.parts)
+        if run.multi_teacher.mt_has_loss and not (needed or run.multi_teacher.mt_has_grad):
+            warn(
+                "--mt_has_loss: has no effect with --multi_teacher_model="
+                f"{run.multi_teacher.combiner_name}, where no teacher is trained (--mt_has_grad)"
+            )
 
     @property
     def needs_targets_only(self) -> bool:
@@ -118,10 +126,12 @@ class Comparison:
         self, t_no: int, teacher: Teacher, student: StudentPass, tallies: Sequence[Tally]
     ) -> tuple[Hook, TeacherOutput]:
         own = [point for tally in tallies for point in tally.part.teacher_points(t_no)]
-        base = to_hook([*self.method.base_points(), *own])
-        hook = merge_hooks(self.method.get_teacher_hook(t_no=t_no), base)
-        models = [each.module for each in self.teachers]
-        hook_op = self.method.get_teacher_hook_op(t_no=t_no, teacher_models=models)
+        hook, hook_op = to_hook(own), {}
+        if any(tally.part.compares(t_no) for tally in tallies):
+            method = self.method.get_teacher_hook(t_no=t_no)
+            hook = merge_hooks(method, to_hook([*self.method.base_points(), *own]))
+            models = [each.module for each in self.teachers]
+            hook_op = self.method.get_teacher_hook_op(t_no=t_no, teacher_models=models)
         if not self.run.teachers[t_no].runs:
             return hook, TeacherOutput(None, [])
         return hook, teacher(student.inputs, hook, hook_op, **student.options)
@@ -143,23 +153,18 @@ class Comparison:
         # Staged methods rely on the order: prediction layer first.
         pre = self._recomputed(
             part.recomputes[0],
-            lambda s, t, h: self.method.pre_loss(s, t, h, **self._context(student, t_no, keep_pre)),
-            student.logits,
-            output.logits,
-            hard_loss,
+            lambda: self.method.pre_loss(
+                student.logits,
+                output.logits,
+                hard_loss,
+                **self._context(student, t_no, keep_pre),
+            ),
         )
-        number = len(own)
         inter = self._recomputed(
             part.recomputes[1],
-            lambda *both: self.method.inter_loss(
-                list(both[:number]),
-                list(both[number:]),
-                student.hook,
-                hook,
-                **self._context(student, t_no, keep_inter),
+            lambda: self.method.inter_loss(
+                list(own), list(its), student.hook, hook, **self._context(student, t_no, keep_inter)
             ),
-            *own,
-            *its,
         )
         answer = Answer(t_no, pre, inter, output.logits, hard)
         loss = part.weigh(answer, tally.made)
@@ -175,11 +180,11 @@ class Comparison:
         context = dataclasses.replace(student.context, t_no=t_no, keep_batch=keep_batch)
         return context.keywords()
 
-    def _recomputed(
-        self, recompute: bool, function: Callable[..., Tensor | float], *tensors: Tensor | None
-    ) -> Tensor | float:
-        """function(*tensors), what it makes inside not kept for the backward pass if so wanted."""
-        return mpu.checkpoint(function, *tensors) if recompute else function(*tensors)
+    def _recomputed(self, wanted: bool, loss: Callable[[], Tensor | float]) -> Tensor | float:
+        """loss(), computed once more in the backward pass if wanted, and if it counts nothing."""
+        if wanted and torch.is_grad_enabled() and not counts(self.method):
+            return recomputed(self.method, loss)
+        return loss()
 
     def _wants_hard(self, tallies: Sequence[Tally]) -> bool:
         wanted = any(tally.part.needs_teacher_loss for tally in tallies)
@@ -187,13 +192,7 @@ class Comparison:
 
     def _hard_losses(self, logits: Tensor, student: StudentPass) -> Tensor:
         """A teacher's hard loss of each sample: the mean over its own rows, [b]."""
-        rows, losses = student.hard_rows, self._row_losses(logits, student)
-        if rows.mask.dim() == 1:
-            return losses * rows.mask
-        if rows.index is not None and losses.dim() == 1:
-            losses = losses.new_zeros(rows.mask.numel()).index_copy(0, rows.index, losses)
-        losses = losses.view(rows.mask.shape) * rows.mask
-        return losses.sum(1) / rows.mask.sum(1).clamp(min=1)
+        return student.hard_rows.of_samples(self._row_losses(logits, student))
 
     def _row_losses(self, logits: Tensor, student: StudentPass) -> Tensor:
         """Un-reduced hard loss [b, s], picked [n], or [b]."""

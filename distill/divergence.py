@@ -7,7 +7,7 @@
 
 fp32 inside whatever comes in. Only s, t and two numbers a row are kept for the backward;
 probabilities exist for a chunk of rows at a time, and the gradient is written once. A teacher that
-is trained needs its own gradient: that goes through autograd, not through here (`losses`).
+is trained needs its own gradient: that goes through autograd (`soft_rows_by_autograd`).
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mpu.layout import Layout
 from mpu.mappings import max_across, reduce_from_model_parallel_region
+from mpu.softmax import log_softmax, sum_last
 
 NOWHERE = -1e30  # logit of an entry that takes no part: exp is 0, and differences stay finite
 # Elements of a chunk's fp32 working copy: 1 MB, so that it stays near the processor.
@@ -44,6 +45,24 @@ def soft_rows(
     sharded = layout is Layout.SHARD_LAST
     rows = _SoftRows.apply(*flat, sharded, float(temperature), cross_entropy)
     return rows.view(student.shape[:-1])
+
+
+def soft_rows_by_autograd(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    layout: Layout = Layout.REPLICATED,
+    columns: Tensor | None = None,
+    temperature: float = 1.0,
+    cross_entropy: bool = False,
+) -> Tensor:
+    """The same, with a gradient for the teacher too, and in more memory."""
+    pair = [x.float() / temperature for x in (student, teacher)]
+    if columns is not None:
+        pair = [x.where(columns.bool(), NOWHERE) for x in pair]
+    log_q, log_p = (log_softmax(x, layout) for x in pair)
+    inside = -log_q if cross_entropy else log_p - log_q
+    return sum_last(log_p.exp() * inside, layout)
 
 
 class _SoftRows(torch.autograd.Function):

@@ -18,14 +18,15 @@ def uncertainty(made: Combination, rows: str) -> Tensor:
     """u [b] in [0, 1], without gradient; of a language model its mean over these rows."""
     logits, ctx = made.logits.detach(), made.context
     width: Tensor | int = whole_width(logits, ctx.layout)
+    found = ctx.first_rows(rows) if ctx.layout is Layout.SHARD_LAST else None
+    if found is not None and logits.dim() == 3:
+        logits = found.pick(logits)
     if ctx.class_mask is not None:
         logits, width = logits.masked_fill(ctx.class_mask == 0, NOWHERE), ctx.class_mask.sum(-1)
     u = _entropies(logits, ctx.layout) / torch.as_tensor(width).clamp(min=2).log()
-    if u.dim() == 1:
-        return u
-    found = ctx.first_rows(rows)
-    mask = torch.ones_like(u) if found is None else found.mask
-    return (u * mask).sum(1) / mask.sum(1).clamp(min=1)
+    if found is not None:
+        return found.of_samples(u)
+    return u if u.dim() == 1 else u.mean(1)
 
 
 def padded_uncertainty(made: Combination, *, every: bool, labels: bool) -> Tensor:

@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from distill.divergence import NOWHERE, soft_rows
+from distill.divergence import NOWHERE, soft_rows, soft_rows_by_autograd
 from distill.rows import Rows
 from mpu import (
     gather_from_model_parallel_region,
@@ -32,7 +32,7 @@ from mpu import (
     sum_across_model_parallel_region,
 )
 from mpu.layout import Layout
-from mpu.softmax import log_softmax, mean_over_shards, sum_last, top_k_threshold
+from mpu.softmax import mean_over_shards, sum_last, top_k_threshold
 
 FEW = 1024  # elements that autograd may keep some copies of
 EPS = 1e-12  # added to squared norms, as in the seed: a row of zeros has cosine 0
@@ -222,21 +222,15 @@ def _soft_rows(
         columns = columns.expand_as(student)
     student, teacher, columns = _pick(rows, student, teacher, columns)
     few = layout is Layout.REPLICATED and student.numel() <= FEW
-    if not (teacher.requires_grad or few):
-        return soft_rows(
-            student,
-            teacher,
-            layout=layout,
-            columns=columns,
-            temperature=temperature,
-            cross_entropy=cross_entropy,
-        )
-    pair = [x.float() / temperature for x in (student, teacher)]
-    if columns is not None:
-        pair = [x.where(columns.bool(), NOWHERE) for x in pair]
-    log_q, log_p = (log_softmax(x, layout) for x in pair)
-    inside = -log_q if cross_entropy else log_p - log_q
-    return sum_last(log_p.exp() * inside, layout)
+    lean = not (teacher.requires_grad or few)
+    return (soft_rows if lean else soft_rows_by_autograd)(
+        student,
+        teacher,
+        layout=layout,
+        columns=columns,
+        temperature=temperature,
+        cross_entropy=cross_entropy,
+    )
 
 
 def _heads(layout: Layout) -> Layout:

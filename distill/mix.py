@@ -6,7 +6,7 @@ for captures and makes losses as if it were alone.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -284,8 +284,7 @@ class MixedStudent(GLMStudent):
         where the loss also counts something.
         """
         method = getattr(self, part.label)
-        counts = type(method).method_state is not GLMStudent.method_state
-        again = again and torch.is_grad_enabled() and not (counts or "D20" in self.args.compat)
+        again = again and torch.is_grad_enabled() and not counts(method)
         hooks = [
             narrowed(captured.hook, self._asked.get((part.label, number), captured.hook))
             for captured, number in ((student, STUDENT), (teacher, ctx.t_no))
@@ -345,13 +344,32 @@ def recomputed(method: GLMStudent, loss: Callable[[], Tensor | float]) -> Tensor
 
     By then the method may be in a later pass, so its clock is turned back meanwhile.
     """
-    clock = method.clock
+    methods = students(method)
+    then = [each.clock for each in methods]
 
     def compute() -> Tensor | float:
-        now, method.clock = method.clock, clock
+        now = [each.clock for each in methods]
+        _turn(methods, then)
         try:
             return loss()
         finally:
-            method.clock = now
+            _turn(methods, now)
 
     return checkpoint(compute, use_reentrant=False)
+
+
+def counts(method: GLMStudent) -> bool:
+    """Whether a loss, of a part of a mix perhaps, changes what the method remembers."""
+    plain = (GLMStudent.method_state, MixedStudent.method_state)
+    own = (type(each).method_state for each in students(method))
+    return "D20" in method.args.compat or any(state not in plain for state in own)
+
+
+def students(method: GLMStudent) -> list[GLMStudent]:
+    """The method, and the parts of a mix."""
+    return [each for each in method.modules() if isinstance(each, GLMStudent)]
+
+
+def _turn(methods: Sequence[GLMStudent], clocks: Sequence[Clock]) -> None:
+    for method, clock in zip(methods, clocks, strict=True):
+        method.clock = clock

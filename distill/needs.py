@@ -2,8 +2,15 @@
 
 from collections.abc import Iterator
 
-from config import RunArgs
+from config import RunArgs, TeacherArgs
+from distill.combiner import chosen_combiner
 from distill.soft_labels import MSE, SoftLabels
+
+
+def learned_from(run: RunArgs) -> list[tuple[int, TeacherArgs]]:
+    """Teachers that the student is compared with, and their numbers: no mere semantic model."""
+    combiner, args = chosen_combiner(run)
+    return [(n, t) for n, t in enumerate(run.teachers) if combiner.learns_from(args, n)]
 
 
 def shallower(name: str, run: RunArgs) -> Iterator[str]:
@@ -24,9 +31,15 @@ def several_layers(name: str, run: RunArgs, least: int = 2) -> Iterator[str]:
 
 
 def equal_width(name: str, run: RunArgs) -> Iterator[str]:
-    """The same hidden size: states are compared without a projection."""
+    """The same hidden size: states are compared without a projection.
+
+    Not needed where the combiner of several teachers projects them.
+    """
+    combiner, args = chosen_combiner(run)
+    if combiner.converts_width(run, args):
+        return
     own = run.model.hidden_size
-    for t_no, teacher in enumerate(run.teachers):
+    for t_no, teacher in learned_from(run):
         if own != teacher.hidden_size:
             yield (
                 f"--hidden-size={own}: {name} compares hidden states as they are, and teacher "
@@ -38,7 +51,7 @@ def equal_width(name: str, run: RunArgs) -> Iterator[str]:
 def equal_heads(name: str, run: RunArgs) -> Iterator[str]:
     """The same number of attention heads: maps are compared head by head."""
     own = run.model.num_attention_heads
-    for t_no, teacher in enumerate(run.teachers):
+    for t_no, teacher in learned_from(run):
         if own != teacher.num_attention_heads:
             yield (
                 f"--num-attention-heads={own}: {name} compares attention head by head, and "
@@ -70,6 +83,17 @@ def teacher_forward(name: str, run: RunArgs) -> Iterator[str]:
         yield f"--mt_disable_operation={value}: {name} needs the teacher's forward; leave it out"
 
 
+def weights_at_hand(name: str, run: RunArgs, *, frozen: bool = False) -> Iterator[str]:
+    """Teachers' weights that are used beside their forward: on the device, and never trained."""
+    if run.multi_teacher.teacher_offload != "none":
+        yield (
+            f"--teacher_offload={run.multi_teacher.teacher_offload}: {name} uses weights of the "
+            "teachers beside their forward; leave it out"
+        )
+    if frozen and run.multi_teacher.mt_has_grad:
+        yield f"--mt_has_grad: {name} uses frozen weights of the teachers; leave it out"
+
+
 def labels(name: str, run: RunArgs) -> Iterator[str]:
     """Soft or hard labels: without them a stage, or the whole run, would learn nothing."""
     switches = SoftLabels.of(run)
@@ -79,6 +103,16 @@ def labels(name: str, run: RunArgs) -> Iterator[str]:
             f"--student_model={name}: learns from labels, and none are on; add "
             f"--distill_{stage}_soft or --distill_{stage}_hard, at a rate above 0 "
             "(--distill_soft_rate, --distill_hard_rate)"
+        )
+
+
+def hard_once(name: str, run: RunArgs, own: bool) -> Iterator[str]:
+    """No hard labels of the method where the combiner `name` adds them itself (`own`)."""
+    switches = SoftLabels.of(run)
+    if own and switches.hard:
+        yield (
+            f"--distill_{switches.stage}_hard: {name} adds the hard loss itself; leave the flag "
+            f"out, or give --{name}_wo_hard"
         )
 
 

@@ -9,8 +9,8 @@ keeps what matters of them in fp32.
 
 Every relation returns two tensors, its `sums` and `counts` over what one row compares; `mean_of`
 makes a loss of them. What a relation needs between is computed again in the backward pass, so that
-one layer at a time is held. Hidden states are whole on every rank: nothing is communicated. The
-teacher gets no gradient.
+one layer at a time is held. Hidden states are whole on every rank: nothing is communicated. A
+teacher that is trained gets its gradient, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from distill.context import LossContext
-from distill.divergence import soft_rows
+from distill.divergence import soft_rows, soft_rows_by_autograd
 from distill.rows import TINY, Rows
 
 SAME = 1e-6  # |x_i - x_j|^2 over |x_i|^2 + |x_j|^2, below which fp32 knows no direction
@@ -176,13 +176,14 @@ def all_angles(products: Tensor) -> Tensor:
 def _by_token(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """States [b, s, h] of the student's layers, then of the teacher's -> [b, s, K, h] of each."""
     half = len(states) // 2
-    return torch.stack(states[:half], 2).float(), torch.stack(states[half:], 2).detach().float()
+    return torch.stack(states[:half], 2).float(), torch.stack(states[half:], 2).float()
 
 
 def _distance_rows(student: Tensor, teacher: Tensor, others: Tensor) -> Tensor:
     """[..., n, h] twice -> [..., n] KL over the cosines that `others` [..., n, n] marks."""
-    own, target = cosines(student), cosines(teacher.detach())
-    return soft_rows(own, target, columns=others.expand_as(own))
+    own, target = cosines(student), cosines(teacher)
+    compare = soft_rows_by_autograd if target.requires_grad else soft_rows
+    return compare(own, target, columns=others.expand_as(own))
 
 
 def _window_rows(
@@ -195,8 +196,7 @@ def _window_rows(
 ) -> Tensor:
     """[b, s, h] twice -> [b, s]; points [s, w] of each token, weight [b, s, w] of its points."""
     own, target = (
-        _window_angles(inner_products(x, mask), points, is_vertex)
-        for x in (student, teacher.detach())
+        _window_angles(inner_products(x, mask), points, is_vertex) for x in (student, teacher)
     )
     square = (own - target).square() * weight.unsqueeze(-1) * weight.unsqueeze(-2)
     return square.sum((-2, -1))

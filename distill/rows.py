@@ -61,6 +61,23 @@ class Rows:
             weighted = weighted.view(self.mask.shape) + masked * self.outside
         return weighted.reshape(self.num_samples, -1).sum(1) * (self.num_samples / self.total)
 
+    def of_samples(self, x: Tensor) -> Tensor:
+        """Each sample's own mean; 0 for one without rows.
+
+        [*mask.shape, ...] or, of the picked rows, [n, ...] -> [b, ...]
+        """
+        mask, number = self.mask.flatten(), self.mask.numel() // self.num_samples
+        places = torch.arange(len(mask), device=x.device)
+        if self.index is not None and x.shape[: self.mask.dim()] != self.mask.shape:
+            places, mask = self.index, mask.index_select(0, self.index)
+        else:
+            x = x.flatten(0, self.mask.dim() - 1)
+        ones = [1] * (x.dim() - 1)
+        sums = x.new_zeros(self.num_samples, *x.shape[1:])
+        sums = sums.index_add(0, places // number, x * mask.view(-1, *ones))
+        counts = self.mask.reshape(self.num_samples, -1).sum(1).clamp(min=1)
+        return sums / counts.view(-1, *ones)
+
     def to(self, device: torch.device | str) -> "Rows":
         """The same rows on another device."""
         moved = (None if t is None else t.to(device) for t in (self.index, self.outside))

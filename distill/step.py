@@ -18,7 +18,7 @@ from config import ConfigError, RunArgs
 from data_utils.batch import Batch
 from distill.analysis import Analysis
 from distill.capture import Captured, Hook, Point, merge_hooks, to_hook
-from distill.combiner import COMBINERS
+from distill.combiner import chosen_combiner
 from distill.comparison import Comparison, StudentPass, row_losses
 from distill.context import Clock, LossContext, TrainState
 from distill.random_data import RandomData
@@ -266,15 +266,16 @@ def check_needs(run: RunArgs, head: HeadSpec) -> None:
     name = run.distill.student_model
     if name is None:
         return
-    combiner = COMBINERS[run.multi_teacher.combiner_name]
+    combiner, args = chosen_combiner(run)
     problems = [
         *METHODS[name].problems(run, head),
-        *combiner.problems(run, run.combiner, head),
+        *combiner.problems(run, args, head),
         *Analysis.problems(run, head),
     ]
-    if not any(teacher.runs for teacher in run.teachers) and SoftLabels.of(run).soft:
+    if not all(teacher.runs for teacher in run.teachers) and SoftLabels.of(run).soft:
         problems.append(
-            "--mt_disable_operation=1: soft labels need the teacher's forward; leave out one"
+            f"--mt_disable_operation={run.multi_teacher.mt_disable_operation}: soft labels need "
+            "the teacher's forward; leave out one"
         )
     if problems:
         raise ConfigError(dict.fromkeys(problems))
@@ -299,7 +300,8 @@ def check_method(method: GLMStudent, head: HeadSpec, run: RunArgs) -> None:
         type(method).pre_loss is not GLMStudent.pre_loss
         or type(method).inter_loss is not GLMStudent.inter_loss
     )
-    if not (hook or overrides or labels.soft or labels.hard):
+    alone = run.multi_teacher.trains_teachers_alone
+    if not (hook or overrides or labels.soft or labels.hard or alone):
         stage = labels.stage
         raise ConfigError(
             f"{name}: no loss is on, so nothing would be learned; add --distill_{stage}_soft or "

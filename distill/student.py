@@ -38,6 +38,7 @@ class GLMStudent(nn.Module):
     """
 
     Args: ClassVar[type[ArgGroup]] = NoArgs  # the method's group of flags
+    as_captured: ClassVar[bool] = False  # needs captures as they are, not as a combiner projects
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Structures that MGSKD compares: inner products of pairs, angles of triples, at three sizes.
 
 Units are tokens or spans of a sequence, or the sequences of a micro-batch. A structure returns its
-`sums` and `counts` for each sequence [b]; `relations.mean_of` makes a loss of them. The teacher
-gets no gradient.
+`sums` and `counts` for each sequence [b]; `relations.mean_of` makes a loss of them. A teacher
+that is trained gets its gradient; which units are compared is chosen without.
 """
 
 import math
@@ -31,7 +31,7 @@ def pair_differences(
     in fp64, as the terms all but cancel where the student is good. Counts: heads times pairs of
     units, a unit with itself included.
     """
-    sums = lean(_pair_sums, student, teacher.detach(), mask, num_heads)
+    sums = lean(_pair_sums, student, teacher, mask, num_heads)
     return sums, num_heads * mask.sum(1).square()
 
 
@@ -44,13 +44,13 @@ def triplet_differences(
     the k2 others that it attends to most. Attention is the softmax of the teacher's inner products
     in each head, summed over heads. Angles are those of whole vectors. Counts: angles.
     """
-    vertices, points = select(teacher.detach(), mask, num_heads, k1, k2)
+    vertices, points = select(teacher, mask, num_heads, k1, k2)
     at = torch.arange(len(mask), device=mask.device)[:, None]
     on_vertex, on_point = mask[at, vertices], mask[at.unsqueeze(-1), points]
     on_point = on_point * (points != vertices.unsqueeze(-1)) * on_vertex.unsqueeze(-1)
     valid = on_point.unsqueeze(-1) * on_point.unsqueeze(-2)
     valid = valid * (points.unsqueeze(-1) != points.unsqueeze(-2))
-    sums = lean(_triplet_sums, student, teacher.detach(), mask, vertices, points, valid)
+    sums = lean(_triplet_sums, student, teacher, mask, vertices, points, valid)
     return sums, valid.sum((1, 2, 3))
 
 
@@ -89,7 +89,7 @@ def sample_differences(
     step = max(1, CHUNK_ELEMENTS // number**3)
     heads = (x.float().unflatten(-1, (num_heads, -1)).transpose(0, 1) for x in (student, teacher))
     own, target = heads
-    parts = zip(own.split(step), target.detach().split(step), strict=True)
+    parts = zip(own.split(step), target.split(step), strict=True)
     sums = sum(lean(_sample_rows, s, t, mask) for s, t in parts)
     return sums * mask, num_heads * mask.sum().square() * mask
 

@@ -1,6 +1,6 @@
-"""What a method costs, read from the method itself: passes, captured tensors, extra parameters.
+"""What a method or combiner costs, read from itself: passes, captured tensors, extra parameters.
 
-The method is built at its published sizes around an empty model: its hooks say what it captures.
+It is built at its published sizes around an empty model: its hooks say what it captures.
 """
 
 import math
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from config import ModelArgs, RunArgs, parse_args
-from distill.capture import Hook
+from distill.capture import Hook, to_hook
+from distill.combiner import COMBINERS, Combiner, combiner_args
 from distill.context import Clock
 from distill.registry import METHODS, method_args
 from distill.student import GLMStudent
 from mpu.hook import leaves
 from scripts.recipes import PUBLISHED, PUBLISHED_OF, Stage, command, recipes_of
+from tasks.base import TaskShape
 
 BYTES = 4  # fp32: losses are computed in it
 #: Name at a hook's leaf -> (what it is, entries of one token: a symbol of the model's sizes).
@@ -39,6 +41,7 @@ KINDS = {
     "logits_parallel": ("logits", "v"),
 }
 PADDING = 128  # the vocabulary is padded to a multiple of it
+CLASSES = 2  # of the task of fine-tuning stages
 FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.99)  # of a run: staged methods capture ever more
 
 
@@ -172,3 +175,62 @@ def spans(numbers: Iterable[int]) -> str:
     if len(found) > 3 and len(steps) == 1:
         return f"{found[0]}, {found[1]}, ... {found[-1]}"
     return ", ".join(map(str, found))
+
+
+@dataclass(frozen=True)
+class CombinerCost:
+    """The cost of combining teachers in one stage, at the published sizes."""
+
+    stage: Stage
+    teachers: int
+    passes: float  # of teachers in a step; a mean where they are drawn
+    captured: dict[int, Captures]  # in teachers for the combiner itself, by number
+    hard_losses: bool  # those of every teacher
+    per_sample: bool  # losses of each sample instead of their mean
+    every_position: bool  # of a language model: logits at all positions, not at targets only
+    parameters: dict[str, tuple[int, ...]]  # name -> shape, of all that the combiner adds
+    trained: frozenset[str]  # those of them that are
+
+    @property
+    def added(self) -> int:
+        """Number of added parameters."""
+        return sum(math.prod(shape) for shape in self.parameters.values())
+
+
+def combiner_cost(stage: Stage) -> CombinerCost:
+    """Of a stage that combines teachers."""
+    words = command(stage, PUBLISHED)[1:]
+    kinds = {"methods": method_args(), "combiners": combiner_args()}
+    run = parse_args(words, program=stage.program, **kinds, check=False)
+    combiner = COMBINERS[stage.combiner](run, run.combiner, TaskShape(classes=CLASSES))
+    runs = [t_no for t_no in range(len(run.teachers)) if combiner_runs(combiner, t_no)]
+    captured = {
+        t_no: captures(to_hook(points), run.teachers[t_no].model_args(run.model))
+        for t_no in runs
+        if (points := [p for part in combiner.parts for p in part.teacher_points(t_no)])
+    }
+    return CombinerCost(
+        stage=stage,
+        teachers=len(run.teachers),
+        passes=len(runs) * getattr(run.combiner, "avgmt_teacher_survival_p", 1.0),
+        captured=captured,
+        hard_losses=any(part.needs_teacher_loss for part in combiner.parts),
+        per_sample=any(any(part.per_sample) for part in combiner.parts),
+        every_position=combiner.needs_all_logits,
+        parameters={name: tuple(p.shape) for name, p in combiner.named_parameters()},
+        trained=frozenset(n for n, p in combiner.named_parameters() if p.requires_grad),
+    )
+
+
+def combiner_runs(combiner: Combiner, t_no: int) -> bool:
+    """Whether any part of it asks for this teacher."""
+    return any(part.runs(t_no) for part in combiner.parts)
+
+
+def combiners() -> dict[str, type[Combiner]]:
+    """The first name of every combiner -> its class."""
+    combiner_args()
+    names: dict[type[Combiner], str] = {}
+    for name, cls in COMBINERS.items():
+        names.setdefault(cls, name)
+    return {name: cls for cls, name in names.items()}

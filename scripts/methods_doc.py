@@ -1,5 +1,7 @@
 """docs/methods.md, made from the methods themselves: `python -m scripts.methods_doc --write`.
 
+It writes docs/teachers.md, too, which is made likewise by scripts/teachers_doc.py.
+
 From a method's module come paper, formula, differences and advice; from its group of flags the
 table of flags; from config/recipes.json the command lines; from the method's hooks its cost; from
 docs/benchmarks/methods.json what scripts/bench_methods.py measured. A test fails when the file
@@ -11,35 +13,33 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.registry import METHODS
 from distill.student import GLMStudent
+from scripts import teachers_doc
 from scripts.bench_methods import conditions_text, table
+from scripts.doc_parts import (
+    LABELS,
+    About,
+    escape,
+    flag_table,
+    markdown,
+    number,
+    preparation,
+    prose,
+    recipe_text,
+    size,
+)
 from scripts.methods_cost import Captures, Cost, methods, most_costly
 from scripts.quickstart_plan import FULL
-from scripts.recipes import (
-    PUBLISHED,
-    Stage,
-    chain,
-    common_flags,
-    model_flags,
-    recipes,
-    recipes_of,
-    stage_flags,
-    teacher_flags,
-    tokenizer_command,
-)
+from scripts.recipes import PUBLISHED, Stage, common_flags, model_flags, recipes_of, teacher_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE, MEASURED = ROOT / "docs" / "methods.md", ROOT / "docs" / "benchmarks" / "methods.json"
-WIDTH = 100
 PROGRAMS = {"pretrain": "pretraining", "finetune": "fine-tuning"}
-LABELS = ("Not as in the paper", "Not as in the seed", "Stages", "When")
-LABEL = re.compile(rf"^({'|'.join(LABELS)}):[ ]*", re.MULTILINE)
 #: What the commands below have in common: shell variable -> flags.
 VARIABLES = {
     "PRETRAIN": ["python", "distill/pretrain.py", *common_flags("pretrain")],
@@ -51,118 +51,10 @@ VARIABLES = {
 FIRST = ("teacher.finetune", "plain.pretrain")  # stages that most recipes need
 
 
-@dataclass(frozen=True)
-class About:
-    """What a method's module says of itself."""
-
-    name: str  # RAIL-KD
-    title: str  # the first line
-    body: str
-    parts: dict[str, str]  # by label
-
-    @classmethod
-    def read(cls, method: type[GLMStudent]) -> "About":
-        """From the docstring: first paragraph, text, and paragraphs that begin with a label."""
-        text = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "")
-        title, _, rest = text.partition("\n\n")
-        body, *found = LABEL.split(rest)
-        parts: dict[str, str] = {}
-        for label, part in zip(found[::2], found[1::2], strict=True):
-            parts[label] = "\n\n".join(filter(None, (parts.get(label), part.strip("\n"))))
-        title = " ".join(title.split())
-        return cls(title.partition(" (")[0].partition(":")[0], title, body.strip("\n"), parts)
-
-
-def markdown(text: str) -> str:
-    """Docstring text as markdown: indented parts are code, the rest is taken to the letter."""
-    lines: list[str] = []
-    was_code = False
-    for line in text.splitlines():
-        is_code = line.startswith("    ") or (was_code and not line)
-        if is_code != was_code and lines and lines[-1] and line:
-            lines.append("")
-        lines.append(line if is_code else _escape(line))
-        was_code = is_code
-    return "\n".join(lines)
-
-
-def _escape(line: str) -> str:
-    return re.sub(r"([*<])", r"\\\1", line)
-
-
-def prose(text: str) -> str:
-    """A part as one paragraph, or several."""
-    return "\n\n".join(_escape(" ".join(part.split())) for part in text.split("\n\n"))
-
-
-def wrapped(words: Iterable[str]) -> str:
-    """A shell command over several lines."""
-    lines = [""]
-    for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) > WIDTH - 2:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "  " if len(lines) > 1 else "") + word
-    return " \\\n".join(lines)
-
-
-def shell(stage: Stage) -> str:
-    """The stage's command, by the variables."""
-    words = stage_flags(stage)
-    for name in ("STUDENT", "TEACHER", "TAUGHT"):
-        flags = VARIABLES[name]
-        for i in range(len(words) - len(flags) + 1):
-            if words[i : i + len(flags)] == flags:
-                words[i : i + len(flags)] = [f"${name}"]
-    return wrapped([f"${stage.program.upper()}", *words])
-
-
-def block(lines: Iterable[str]) -> str:
-    """Lines of shell."""
-    return "\n".join(["```bash", *lines, "```"])
-
-
-def preparation() -> str:
-    """What is run once, before any recipe."""
-    lines = [wrapped(["python", *tokenizer_command()])]
-    for name, flags in VARIABLES.items():
-        lines.append(f'{name}="{wrapped(flags)}"')
-    return block([*lines, *(shell(stage) for stage in chain(*FIRST))])
-
-
-def recipe_text(name: str) -> str:
-    """The commands of a recipe, the stages of other recipes that it starts from named first."""
-    own = recipes()[name]
-    ready = {stage.key for stage in chain(*FIRST)} | {stage.key for stage in own}
-    others = [s for s in chain(*(stage.key for stage in own)) if s.key not in ready]
-    lines = []
-    for stage in (*others, *own):
-        lines += [f"# {stage.note}"] if stage.note else []
-        lines.append(shell(stage))
-    return block(lines)
-
-
-def flag_table(method: type[GLMStudent]) -> str:
-    """Flag, default and meaning."""
-    rows = ["| flag | default | meaning |", "| --- | --- | --- |"]
-    for spelling, field in method.Args.flags().items():
-        default = "" if field.default in (MISSING, None, "", False) else f"`{field.default}`"
-        help_text = _escape(field.metadata["help"]).replace("|", "\\|")
-        rows.append(f"| `{spelling}` | {default} | {help_text} |")
-    return "\n".join(rows) if len(rows) > 2 else "It has no flags of its own."
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**10:,.1f} KiB" if number else "0"
-
-
 def _captured(of: Captures, who: str) -> str:
     if not of.entries:
         return f"nothing in the {who}"
-    return f"in the {who} {of.what}, {of.formula} numbers a token ({_size(of.bytes)})"
+    return f"in the {who} {of.what}, {of.formula} numbers a token ({size(of.bytes)})"
 
 
 def cost_text(found: Cost) -> str:
@@ -175,7 +67,7 @@ def cost_text(found: Cost) -> str:
         f"- Captured: {_captured(found.student, 'student')}; {_captured(found.teacher, 'teacher')}."
     )
     added = ", ".join(f"`{name}` {list(shape)}" for name, shape in sorted(found.parameters.items()))
-    added = f"{_number(found.added)}: {added}" if added else "none"
+    added = f"{number(found.added)}: {added}" if added else "none"
     lines.append(f"- Parameters of its own: {added}.")
     measured = read_measured().get("methods", {}).get(found.stage.method)
     if measured:
@@ -225,11 +117,11 @@ def overview(names: Sequence[str]) -> str:
         recipe = next(iter(recipes_of(name).values()))
         marks = ", ".join(_stage_mark(stage) for stage in recipe)
         passes = f"{spent.student_passes} + {spent.teacher_passes}"
-        memory = _size(spent.student.bytes + spent.teacher.bytes)
+        memory = size(spent.student.bytes + spent.teacher.bytes)
         anchor = re.sub(r"[^\w -]", "", about.name.lower()).replace(" ", "-")
         when = prose(about.parts.get("When", "")).replace("|", "\\|")
         cells = [f"[{about.name}](#{anchor})", f"`{name}`", marks, passes, memory]
-        rows.append(f"| {' | '.join([*cells, _number(spent.added), when])} |")
+        rows.append(f"| {' | '.join([*cells, number(spent.added), when])} |")
     return "\n".join(rows)
 
 
@@ -240,7 +132,7 @@ def section(name: str, cls: type[GLMStudent]) -> Iterator[str]:
     also = [alias for alias, each in METHODS.items() if each is cls and alias != name]
     other = f" (also {', '.join(f'`{alias}`' for alias in also)})" if also else ""
     yield f"## {about.name}"
-    yield _escape(about.title.rstrip(".")) + "."
+    yield escape(about.title.rstrip(".")) + "."
     yield f"`--student_model={name}`{other}, [{module}](../{module})"
     yield markdown(about.body)
     if "When" in about.parts:
@@ -248,12 +140,12 @@ def section(name: str, cls: type[GLMStudent]) -> Iterator[str]:
     yield f"### Cost of {about.name}"
     yield cost_text(most_costly(name))
     yield f"### Flags of {about.name}"
-    yield flag_table(cls)
+    yield flag_table(cls.Args)
     yield f"### Stages of {about.name}"
     yield stage_text(about.parts.get("Stages", ""))
     for recipe in recipes_of(name):
         yield f"`python -m scripts.recipes {recipe}`:"
-        yield recipe_text(recipe)
+        yield recipe_text(recipe, VARIABLES, FIRST)
     for label in LABELS[:2]:
         if label in about.parts:
             yield f"**{label}:** " + markdown(about.parts[label])
@@ -264,7 +156,8 @@ INTRODUCTION = """\
 
 Every method of this toolkit: what it matches, what it costs, its flags, and the stages in which it
 was published. This file is generated by `python -m scripts.methods_doc --write` from the methods
-themselves; [new_method.md](new_method.md) shows how to add one.
+themselves; [new_method.md](new_method.md) shows how to add one, and [teachers.md](teachers.md) is
+about several teachers.
 
 ## Overview
 
@@ -298,21 +191,22 @@ def document() -> str:
     )
     found = methods()
     parts = [INTRODUCTION.format(sizes=sizes), overview(list(found)), MEASURING, measured_table()]
-    parts += [RUNNING, preparation()]
+    parts += [RUNNING, preparation(VARIABLES, FIRST)]
     for name, cls in found.items():
         parts += section(name, cls)
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the document, or write it."""
+    """Print the documents, or write them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"write {FILE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help="write them to docs/")
     options = parser.parse_args(argv)
-    if options.write:
-        FILE.write_text(document(), encoding="utf-8")
-    else:
-        print(document(), end="")
+    for file, text in ((FILE, document()), (teachers_doc.FILE, teachers_doc.document())):
+        if options.write:
+            file.write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
     return 0
 
 

@@ -4,7 +4,7 @@
 
 config/recipes.json has the flags to the letter; what depends on the size of the models is scaled
 from the published sizes to those asked for (default: those of the quick start). A stage starts from
-another stage's model (`start`) and learns from another one's (`teacher`).
+another stage's model (`start`) and learns from those of others (`teacher`, or `teachers`).
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from scripts.quickstart_plan import CORPUS, FULL, TASK, Sizes
 
@@ -28,10 +29,19 @@ PUBLISHED = replace(
 PUBLISHED_OF = {
     "mobilebert": replace(PUBLISHED, hidden=512, heads=4, teacher_layers=24, student_layers=24)
 }
+#: Role -> layers and heads of its model, relative to the teacher's. Heads are as wide as there.
+RATIOS = {
+    "teacher": (Fraction(1), Fraction(1)),
+    "large": (Fraction(2), Fraction(4, 3)),  # GLM large: 24 x 1024
+    "assistant": (Fraction(3, 2), Fraction(7, 6)),  # 18 x 896
+}
+#: Recipes in which models teach one after the other -> whether all earlier ones do.
+CHAINS = {"takd": False, "dgkd": True}
 #: Flag -> the size that its published value goes with.
 SCALED = {
     "--minilmv2_relation_heads": "heads",
     "--minilmv2_teacher_layer": "teacher_layers",
+    "--rl_kd_semantic_model_dim": "hidden",
     "--ib_hidden_size": "hidden",
     "--ib_word_emb": "hidden",
     "--teacher_ib_hidden_size": "hidden",
@@ -41,15 +51,15 @@ SCALED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One command of a recipe. `start` and `teacher` are keys of other stages."""
+    """One command of a recipe. `start` and `teachers` are keys of other stages."""
 
     recipe: str
     name: str
     program: str  # "pretrain" or "finetune"
     flags: tuple[str, ...] = ()  # as published
-    role: str = "student"  # whose size the trained model has: "student" or "teacher"
+    role: str = "student"  # whose size the trained model has: "student", or one of RATIOS
     start: str | None = None
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -65,26 +75,37 @@ class Stage:
     @property
     def method(self) -> str | None:
         """Value of --student_model."""
-        values = [f.partition("=")[2] for f in self.flags if f.startswith("--student_model=")]
+        return self._value("--student_model")
+
+    @property
+    def combiner(self) -> str | None:
+        """Value of --multi_teacher_model."""
+        return self._value("--multi_teacher_model")
+
+    def _value(self, name: str) -> str | None:
+        values = [flag.partition("=")[2] for flag in self.flags if flag.startswith(name + "=")]
         return values[0] if values else None
 
 
 @cache
 def recipes() -> dict[str, tuple[Stage, ...]]:
-    """Name -> stages, in order. "teacher" and "plain" (the student alone) are of use to all."""
+    """Name -> stages, in order. Of use to all: "teacher", "large", "plain" (the student alone)."""
     found = {}
     for recipe, rows in json.loads(FILE.read_text(encoding="utf-8")).items():
-        stages = []
-        for row in rows:
-            references = {
-                end: row[end] if "." in row[end] else f"{recipe}.{row[end]}"
-                for end in ("start", "teacher")
-                if end in row
-            }
-            flags = tuple(row.get("flags", "").split())
-            stages.append(Stage(**{**row, **references, "flags": flags}, recipe=recipe))
-        found[recipe] = tuple(stages)
+        found[recipe] = tuple(_stage(recipe, dict(row)) for row in rows)
     return found
+
+
+def _stage(recipe: str, row: dict[str, Any]) -> Stage:
+    def key(name: str) -> str:
+        return name if "." in name else f"{recipe}.{name}"
+
+    one = row.pop("teacher", None)
+    teachers = row.pop("teachers", [] if one is None else [one])
+    if "start" in row:
+        row["start"] = key(row["start"])
+    flags = tuple(row.pop("flags", "").split())
+    return Stage(**row, recipe=recipe, flags=flags, teachers=tuple(map(key, teachers)))
 
 
 @cache
@@ -94,12 +115,26 @@ def stages() -> dict[str, Stage]:
 
 
 def recipes_of(method: str) -> dict[str, tuple[Stage, ...]]:
-    """The recipes that have a stage with this value of --student_model."""
+    """The recipes of one teacher that have a stage with this value of --student_model."""
     return {
         name: recipe
         for name, recipe in recipes().items()
-        if any(stage.method == method for stage in recipe)
+        if not has_several_teachers(name) and any(stage.method == method for stage in recipe)
     }
+
+
+def recipes_with(combiner: str) -> dict[str, tuple[Stage, ...]]:
+    """The recipes but chains that have a stage with this value of --multi_teacher_model."""
+    return {
+        name: recipe
+        for name, recipe in recipes().items()
+        if name not in CHAINS and any(stage.combiner == combiner for stage in recipe)
+    }
+
+
+def has_several_teachers(recipe: str) -> bool:
+    """Whether it combines teachers, at once or one after the other."""
+    return recipe in CHAINS or any(stage.combiner for stage in recipes()[recipe])
 
 
 def chain(*keys: str) -> list[Stage]:
@@ -108,8 +143,8 @@ def chain(*keys: str) -> list[Stage]:
 
     def add(key: str) -> None:
         stage = stages()[key]
-        for needed in (stage.start, stage.teacher):
-            if needed is not None and needed not in found:
+        for needed in filter(None, (stage.start, *stage.teachers)):
+            if needed not in found:
                 add(needed)
         found.setdefault(key, stage)
 
@@ -131,21 +166,37 @@ def scaled_flags(stage: Stage, sizes: Sizes) -> list[str]:
     return flags
 
 
+def shape(sizes: Sizes, role: str = "student") -> tuple[int, int, int]:
+    """Layers, width and heads of a model."""
+    if role == "student":
+        return sizes.student_layers, sizes.hidden, sizes.heads
+    layers, heads = RATIOS[role]
+    number = round(sizes.heads * heads)
+    return int(sizes.teacher_layers * layers), sizes.hidden // sizes.heads * number, number
+
+
 def model_flags(sizes: Sizes, role: str = "student") -> list[str]:
     """Shape of the trained model."""
-    layers = sizes.teacher_layers if role == "teacher" else sizes.student_layers
+    layers, hidden, heads = shape(sizes, role)
     return [
         f"--num-layers={layers}",
-        f"--hidden-size={sizes.hidden}",
-        f"--num-attention-heads={sizes.heads}",
+        f"--hidden-size={hidden}",
+        f"--num-attention-heads={heads}",
         f"--max-position-embeddings={sizes.seq_length}",
     ]
 
 
-def teacher_flags(sizes: Sizes) -> list[str]:
-    """Shape of the teacher."""
-    shape = model_flags(sizes, "teacher")
-    return ["--teacher_" + flag[2:].replace("-", "_") for flag in shape]
+def teacher_flags(sizes: Sizes, roles: Sequence[str] = ("teacher",)) -> list[str]:
+    """Shapes of the teachers: of one by itself, of several as lists."""
+    prefix = "--teacher_" if len(roles) == 1 else "--mt_"
+    columns = zip(*(model_flags(sizes, role) for role in roles), strict=True)
+    return [
+        prefix
+        + column[0].partition("=")[0][2:].replace("-", "_")
+        + "="
+        + ":".join(flag.partition("=")[2] for flag in column)
+        for column in columns
+    ]
 
 
 def common_flags(program: str, sizes: Sizes = FULL, out: Path = OUT) -> list[str]:
@@ -171,13 +222,16 @@ def common_flags(program: str, sizes: Sizes = FULL, out: Path = OUT) -> list[str
 def stage_flags(stage: Stage, sizes: Sizes = FULL, out: Path = OUT) -> list[str]:
     """What the stage's command has besides: shapes, models to load, the method."""
     flags = [f"--experiment-name={stage.run_name}", *model_flags(sizes, stage.role)]
-    if stage.role == "teacher" and stage.program == "pretrain":
+    if stage.role != "student" and stage.program == "pretrain":
         flags.append(f"--train-iters={sizes.teacher_steps}")
     if stage.start is not None:
         flags.append(f"--load-pretrained={out}/{stages()[stage.start].run_name}")
-    if stage.teacher is not None:
-        flags.append(f"--teacher_load_pretrained={out}/{stages()[stage.teacher].run_name}")
-        flags += teacher_flags(sizes)
+    if stage.teachers:
+        teachers = [stages()[key] for key in stage.teachers]
+        prefix = "--teacher_" if len(teachers) == 1 else "--mt_"
+        folders = ":".join(f"{out}/{teacher.run_name}" for teacher in teachers)
+        flags.append(f"{prefix}load_pretrained={folders}")
+        flags += teacher_flags(sizes, [teacher.role for teacher in teachers])
     return flags + scaled_flags(stage, sizes)
 
 
@@ -185,6 +239,23 @@ def command(stage: Stage, sizes: Sizes = FULL, out: Path = OUT) -> list[str]:
     """The stage's command line, from the program on, to be started at the repository's root."""
     common = common_flags(stage.program, sizes, out)
     return [f"distill/{stage.program}.py", *common, *stage_flags(stage, sizes, out)]
+
+
+def chain_command(recipe: str, sizes: Sizes = FULL, out: Path = OUT) -> list[str]:
+    """The command of scripts/chain.py that runs a recipe of CHAINS, from the script on."""
+    first, *_ = own = recipes()[recipe]
+    roles = [stages()[first.teachers[0]].role, *(stage.role for stage in own)]
+    truncate = "--student_truncate_tn="
+    skipped = ("--overwrite", f"--save={out}")
+    common = [flag for flag in common_flags(first.program, sizes, out) if flag not in skipped]
+    return [
+        "scripts/chain.py", "--models", *("x".join(map(str, shape(sizes, r))) for r in roles),
+        f"--teacher={out}/{stages()[first.teachers[0]].run_name}", f"--save={out}/{recipe}",
+        "--truncate", *(["--dense"] if CHAINS[recipe] else []), "--",
+        *common, f"--max-position-embeddings={sizes.seq_length}",
+        f"--teacher_max_position_embeddings={sizes.seq_length}",
+        *(flag for flag in scaled_flags(first, sizes) if not flag.startswith(truncate)),
+    ]  # fmt: skip
 
 
 def tokenizer_command(sizes: Sizes = FULL, out: Path = OUT) -> list[str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from config import parse_args
+from config import ArgGroup, parse_args
+from distill.combiner import combiner_args
 from distill.registry import method_args
+from scripts.chain import plan, problems, read
 from scripts.quickstart_plan import FULL, SMOKE, Plan
 from scripts.readme_tables import generated
 from tests.house import ROOT
@@ -41,6 +43,11 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def kinds() -> dict[str, dict[str, type[ArgGroup]]]:
+    """What --student_model and --multi_teacher_model choose from."""
+    return {"methods": method_args(), "combiners": combiner_args()}
+
+
 def written_commands() -> list[tuple[str, list[str]]]:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     found = [("README.md", words) for block in blocks for words in commands(block)]
@@ -65,7 +72,7 @@ def with_flags_of_run(word: str, file: Path) -> str:
         return word
     name = f"--experiment-name={found[1]}"
     (program, *flags) = next(words for _, words in written_commands() if name in words)
-    run = parse_args(flags, program=PROGRAMS[program], methods=method_args())
+    run = parse_args(flags, program=PROGRAMS[program], **kinds())
     file.write_text(run.to_json())
     return f"--args_file={file}"
 
@@ -78,8 +85,17 @@ def with_flags_of_run(word: str, file: Path) -> str:
 def test_the_command_parses(place, words, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     words = [with_flags_of_run(word, tmp_path / "config.json") for word in words]
-    run = parse_args(words[1:], program=PROGRAMS[words[0]], methods=method_args())
+    run = parse_args(words[1:], program=PROGRAMS[words[0]], **kinds())
     assert run.program == PROGRAMS[words[0]]
+
+
+def test_the_chains_parse():
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    found = [words[3:] for words in shell_lines(text) if "scripts.chain" in words]
+    assert found
+    for words in found:
+        options, flags = read(words)
+        assert list(problems(plan(options, flags), options.program)) == []
 
 
 def test_the_readme_shows_commands_of_both_programs():
@@ -93,7 +109,7 @@ def test_a_wrong_command_is_noticed():
     )
     assert words == ["distill/pretrain.py", "--train-iters=5", "--no-such-flag=1"]
     with pytest.raises(ValueError, match="--no-such-flag"):
-        parse_args(words[1:], program="pretrain", methods=method_args())
+        parse_args(words[1:], program="pretrain", **kinds())
 
 
 def test_the_generated_parts_are_up_to_date():

@@ -33,6 +33,7 @@ from distill.engine.launch import Runtime, launch
 from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open_run_dir
 from distill.engine.trainer import Trainer
 from distill.engine.wrap import Engine
+from distill.live import EmptyGLM, add_live_teachers, check_empty, restore_combiner
 from distill.step import check_method
 from distill.student import GLMStudent, build_student
 from distill.teacher import Teacher
@@ -72,18 +73,25 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
 def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> nn.Module:
     """The student (or the GLM alone) under the task's head, with the weights it starts from:
 
-    those of --load-pretrained, and over them those of a teacher, if --student_truncate_tn says so.
-    Teachers that are trained become a part of it.
+    those of --load-pretrained, and over them those of a teacher, if --student_truncate_tn says so,
+    and in its combiner those of --mt_model_load. Teachers that are trained become a part of it.
     ConfigError: the method cannot work with this head, or has no loss.
     """
     head, seed = task.head, run.train.seed
-    student = build_student(build_model(run.model, head, seed=seed), run, task.shape)
+    if run.teachers and run.multi_teacher.student_use_empty_glm:
+        model: nn.Module = EmptyGLM(run.model, head)
+    else:
+        model = build_model(run.model, head, seed=seed)
+    student = build_student(model, run, task.shape)
     if isinstance(student, GLMStudent):
+        check_empty(student, run)
         check_method(student, head, run)
     module = add_head(student, head, run.model, seed=seed)
     if run.checkpoint.load_pretrained is not None and run.checkpoint.load is None:
         load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
     warm_start(module, teachers, run)
+    restore_combiner(student, run)
+    add_live_teachers(student, teachers)
     return module
 
 

@@ -38,6 +38,7 @@ MODEL_FILE = "mp_rank_{:02d}_model_states.pt"
 BEST, FINAL = "best", "final"
 #: Parameters beside the GLM. Missing in a file they stay as they are, unknown ones are left out.
 OWN_PARTS = ("student.", "pool_layer.", "multichoice_head.")
+LIVE = re.compile(r"(student\.teacher_model_\d+\.).*")  # a whole model: named once
 #: Tables that may have fewer rows in the file: the model's last rows stay as they are.
 WIDENED = re.compile(r"(.*\.)?transformer\.(block_)?position_embeddings\.weight")
 
@@ -99,12 +100,15 @@ def saved_state(path: str | Path) -> dict[str, Any] | None:
     return files.read_tensors(tag_folder(path) / MODEL_FILE.format(0)).get("train_state")
 
 
-def load_weights(path: str | Path, module: nn.Module, *, what: str) -> dict[str, Any] | None:
+def load_weights(
+    path: str | Path, module: nn.Module, *, what: str, part: str = ""
+) -> dict[str, Any] | None:
     """Put the weights of a checkpoint into a module; returns its config.json, None without one.
 
     `what` names the flag in messages. Any floating type goes into the module's. Position tables
-    may be shorter in the file. ValueError: other shards than processes, a GLM parameter that is
-    missing, unknown or of another shape; it names every key with both shapes.
+    may be shorter in the file. `part`: the module is what the file has under this prefix.
+    ValueError: other shards than processes, a GLM parameter that is missing, unknown or of another
+    shape; it names every key with both shapes.
     """
     folder = tag_folder(path, what=what, prefer_best=True)
     _check_shards(folder, what)
@@ -112,9 +116,21 @@ def load_weights(path: str | Path, module: nn.Module, *, what: str) -> dict[str,
     saved = files.read_tensors(file).get("module")
     if not isinstance(saved, dict):
         raise ValueError(f"{what}: {file} has no entry 'module' with the weights")
-    module.load_state_dict(_merge(saved, module.state_dict(), f"{what}: {file}"))
-    log.info("%s: weights of %s", what, folder)
+    where = f"{what}: {file}"
+    if part:
+        saved, where = _below(part, saved, where), f"{where} ({part}*)"
+    module.load_state_dict(_merge(saved, module.state_dict(), where))
+    log.info("%s: weights of %s%s", what, folder, f" ({part}*)" if part else "")
     return read_config(path)
+
+
+def _below(part: str, saved: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The entries under a prefix, without it. ValueError if there are none."""
+    found = {key.removeprefix(part): value for key, value in saved.items() if key.startswith(part)}
+    if not found:
+        own = sorted({".".join(key.split(".")[:2]) for key in saved if key.startswith("student.")})
+        raise ValueError(f"{where} has no {part}*; beside the GLM it has {own or 'nothing'}")
+    return found
 
 
 def check_tokenizer(path: str | Path, fingerprint: str, *, what: str) -> None:
@@ -131,7 +147,7 @@ def check_tokenizer(path: str | Path, fingerprint: str, *, what: str) -> None:
         if value not in (None, False, NO_PATH)
     )
     remedy = f"give {its_flags}" if its_flags else "give the vocabulary of the checkpoint"
-    if what.startswith("--teacher"):
+    if what.startswith(("--teacher", "--mt_")):
         remedy = f"student and teachers must share one: {remedy} for both"
     elif its_flags:
         remedy += ", or leave these flags out: the checkpoint knows them"
@@ -144,11 +160,19 @@ def check_tokenizer(path: str | Path, fingerprint: str, *, what: str) -> None:
 def check_sources(run: RunArgs, fingerprint: str) -> None:
     """Before anything is built: every checkpoint that the run names exists and has our vocabulary.
 
-    ConfigError and FileNotFoundError name the flag.
+    The error names the flag; several are one ConfigError.
     """
+    problems: list[Exception] = []
     for what, path in sources(run):
-        _check_shards(tag_folder(path, what=what, prefer_best=what != "--load"), what)
-        check_tokenizer(path, fingerprint, what=what)
+        try:
+            _check_shards(tag_folder(path, what=what, prefer_best=what != "--load"), what)
+            check_tokenizer(path, fingerprint, what=what)
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError(dict.fromkeys(map(str, problems)))
 
 
 def sources(run: RunArgs) -> list[tuple[str, str]]:
@@ -157,9 +181,15 @@ def sources(run: RunArgs) -> list[tuple[str, str]]:
         ("--load", run.checkpoint.load),
         ("--load-pretrained", run.checkpoint.load_pretrained),
     ]
-    for teacher in run.teachers:
-        if not teacher.random_para:
-            found.append(("--teacher_load_pretrained", teacher.load_pretrained))
+    group = run.multi_teacher
+    if run.teachers:
+        found += [
+            ("--mt_load_from_s", group.mt_load_from_s),
+            ("--mt_model_load", group.mt_model_load),
+        ]
+    for t_no, teacher in enumerate(run.teachers):
+        if not teacher.random_para and group.mt_load_from_s is None:
+            found.append((group.flag_of(t_no, "load_pretrained"), teacher.load_pretrained))
     return [(flag, path) for flag, path in found if path is not None]
 
 
@@ -205,9 +235,9 @@ def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict
     for table in widened:
         log.warning("%s: %s; the last ones are untrained", where, table)
     for word, keys in (("not in the file, so new", fresh), ("left out", left)):
-        own_keys = [key for key in keys if key.startswith(OWN_PARTS)]
+        own_keys = [LIVE.sub(r"\1*", key) for key in keys if key.startswith(OWN_PARTS)]
         if own_keys:
-            log.info("%s: %s: %s", where, word, ", ".join(own_keys))
+            log.info("%s: %s: %s", where, word, ", ".join(dict.fromkeys(own_keys)))
     return merged
 
 

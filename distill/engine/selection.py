@@ -55,7 +55,9 @@ class Selection:
         scores = self._score("val").metrics
         value, state = scores[self.metric], self.state
         sign = -1.0 if self.metric in LOWER_IS_BETTER else 1.0
-        if state.best is None or sign * value > sign * state.best:
+        better = state.best is None or sign * value > sign * state.best
+        # Without a student scores say nothing: the last weights of its teachers are the best.
+        if better or self.run.multi_teacher.student_use_empty_glm:
             state.best, state.best_epoch = value, state.epoch
             self._keep()
         self._remember(scores)

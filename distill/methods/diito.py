@@ -67,6 +67,7 @@ class DIITO(Interchanging):
     """See the module."""
 
     Args = DIITOArgs
+    as_captured = True
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterable[str]:

@@ -67,6 +67,7 @@ class DistilBERT(GLMStudent):
     """See the module."""
 
     Args = DistilBERTArgs
+    as_captured = True
 
     def __init__(self, language_model: nn.Module, args: RunArgs, **kwargs: Any):
         super().__init__(language_model, args, **kwargs)

@@ -68,6 +68,7 @@ class ERDistill(GLMStudent):
     """See the module."""
 
     Args = ERDistillArgs
+    as_captured = True
     _teacher_models: Sequence[nn.Module] = ()  # in a tuple: no part of this module
 
     @classmethod
@@ -75,6 +76,7 @@ class ERDistill(GLMStudent):
         """A teacher's layer for each of the student's, where they are compared."""
         if run.method.erdistill_inter in ("all", "two"):
             yield from needs.shallower("erdistill", run)
+        yield from needs.weights_at_hand("erdistill", run)
 
     def get_teacher_hook_op(
         self, t_no: int = 0, *, teacher_models: Sequence[nn.Module] = ()

@@ -67,6 +67,7 @@ class LRCBERT(GLMStudent):
     """See the module."""
 
     Args = LRCBERTArgs
+    as_captured = True
 
     def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
         super().__init__(language_model, args, **show)

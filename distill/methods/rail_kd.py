@@ -73,6 +73,7 @@ class RAILKD(DrawnLayers):
     """See the module."""
 
     Args = RAILKDArgs
+    as_captured = True
 
     def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
         super().__init__(language_model, args, **show)

@@ -87,6 +87,7 @@ class Theseus(GLMStudent):
                     "--teacher_fp16: gradients pass through the teacher's blocks, and vanish in "
                     "fp16 without --fp16; use --teacher_bf16, or leave it out"
                 )
+        yield from needs.weights_at_hand("theseus", run, frozen=True)
         if head.kind == "multi_token_fast":
             yield "--fast-decode: theseus needs one stack of blocks a forward; leave it out"
 

@@ -80,7 +80,7 @@ class TinyBERTArgs(ArgGroup):
 class TinyBERT(DrawnLayers):
     """See the module."""
 
-    Args = TinyBERTArgs
+    Args, as_captured = TinyBERTArgs, True
 
     def __init__(self, language_model: nn.Module, args: RunArgs, **kwargs: Any):
         super().__init__(language_model, args, **kwargs)

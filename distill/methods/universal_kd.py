@@ -68,6 +68,7 @@ class UniversalKD(GLMStudent):
     """See the module."""
 
     Args = UniversalKDArgs
+    as_captured = True
 
     def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
         super().__init__(language_model, args, **show)

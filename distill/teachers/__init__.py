@@ -1,7 +1,7 @@
 """Combiners of several teachers. Importing this package registers them."""
 
 from config import RunArgs
-from distill.combiner import COMBINERS, Combiner
+from distill.combiner import Combiner, chosen_combiner
 from distill.teachers import average as average
 from distill.teachers import mixmt as mixmt
 from distill.teachers import mt_bert as mt_bert
@@ -12,6 +12,5 @@ from tasks.base import TaskShape
 
 def build_combiner(run: RunArgs, shape: TaskShape) -> Combiner:
     """What --multi_teacher_model asks for; the average without it, and for a single teacher."""
-    cls = COMBINERS[run.multi_teacher.multi_teacher_model or "avg"]
-    args = run.combiner if isinstance(run.combiner, cls.Args) else cls.Args()
+    cls, args = chosen_combiner(run)
     return cls(run, args, shape)

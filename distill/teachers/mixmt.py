@@ -49,11 +49,28 @@ class MixMT(Combiner):
 
     @classmethod
     def problems(cls, run: RunArgs, args: ArgGroup, head: HeadSpec) -> Iterator[str]:
-        """At least one part; and what each of them needs."""
-        if not args.mixes():
+        """At least one part, each once, no mix; and what each of them needs."""
+        names = args.mixes()
+        if not names:
             yield "--mixmt_model: missing; name the combiners, as Uncertainty,AvgTeacher"
-        for name in args.mixes():
+        kinds = [COMBINERS[name] for name in names]
+        if len(set(kinds)) < len(kinds):
+            yield f"--mixmt_model={args.mixmt_model}: names a combiner twice; name it once"
+        if cls in kinds:
+            yield f"--mixmt_model={args.mixmt_model}: mixmt is no part of itself; leave it out"
+            return
+        for name in names:
             yield from COMBINERS[name].problems(run, run.combined[name], head)
+
+    @classmethod
+    def converts_width(cls, run: RunArgs, args: ArgGroup) -> bool:
+        """If all of them do."""
+        names = args.mixes()
+        return bool(names) and all(
+            COMBINERS[name].converts_width(run, run.combined[name])
+            for name in names
+            if COMBINERS[name] is not cls
+        )
 
     @property
     def parts(self) -> Sequence[Combiner]:

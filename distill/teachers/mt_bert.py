@@ -23,14 +23,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from config import ArgGroup, RunArgs, flag
+from distill import needs
 from distill.adapters import Adapter, OwnLayerNorm
 from distill.capture import Hook
 from distill.combiner import Answer, Combination, Combiner, TaskShape, register_combiner
-from distill.soft_labels import SoftLabels
+from distill.registry import METHODS
 from model.build import HeadSpec
 from mpu.hook import leaves
 
-HIDDEN = ("layernorm_output", "output", "tf_output")  # last names of states as wide as the model
+# Last names of states as wide as the model.
+HIDDEN = ("embeddings", "layernorm_output", "output", "tf_output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +70,21 @@ class MTBert(Combiner):
 
     @classmethod
     def problems(cls, run: RunArgs, args: ArgGroup, head: HeadSpec) -> Iterator[str]:
-        """Equal widths without projections; a hard loss that counts once; a soft loss to weigh."""
-        widths = {run.model.hidden_size, *(t.hidden_size for t in run.teachers)}
-        if args.mt_bert_wo_convert_layer and len(widths) > 1:
+        """One projection of states, teachers that run, a hard loss that counts once."""
+        yield from needs.teacher_forward("mt_bert", run)
+        names = [run.distill.student_model, *run.mixed]
+        own = [name for name in names if METHODS[name].as_captured]
+        if own and cls.converts_width(run, args):
             yield (
-                f"--mt_bert_wo_convert_layer: the widths differ ({', '.join(map(str, widths))}); "
-                "leave it out"
+                f"--multi_teacher_model: mt_bert projects hidden states, but {own[0]} needs them "
+                "as they are; add --mt_bert_wo_convert_layer"
             )
-        labels = SoftLabels.of(run)
-        if labels.hard and not args.mt_bert_wo_hard:
-            yield (
-                f"--distill_{labels.stage}_hard: mt_bert adds the hard loss itself; leave the flag "
-                "out, or give --mt_bert_wo_hard"
-            )
+        yield from needs.hard_once("mt_bert", run, not args.mt_bert_wo_hard)
 
-    @property
-    def converts_width(self) -> bool:
-        """Whether states of other widths are made comparable."""
-        return not self.args.mt_bert_wo_convert_layer
+    @classmethod
+    def converts_width(cls, run: RunArgs, args: ArgGroup) -> bool:
+        """Unless asked not to."""
+        return not args.mt_bert_wo_convert_layer
 
     @property
     def per_sample(self) -> tuple[bool, bool]:
@@ -107,8 +106,9 @@ class MTBert(Combiner):
         return _through(own, *student), _through(its, *teacher)
 
     def weigh(self, answer: Answer, made: Combination) -> Tensor | float:
-        """mean_b pre / (1 + CE) + inter."""
-        return (answer.pre_loss / (1 + answer.hard_loss.detach())).mean() + answer.inter_loss
+        """mean_b pre / (1 + CE) + inter. A loss of ADAPET may be negative: it counts as 0."""
+        known = 1 + answer.hard_loss.detach().clamp(min=0)
+        return (answer.pre_loss / known).mean() + answer.inter_loss
 
     def total(
         self, losses: Sequence[Tensor | float], answers: Sequence[Answer], made: Combination

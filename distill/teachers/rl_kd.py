@@ -17,7 +17,7 @@ stage) averages the teachers and trains no agent. --rl_kd_wo_hard leaves the har
 Not as in the paper: the reward comes after each step, not after an epoch, and has no baseline.
 
 Not as in the seed (--compat=MT): its policy term is the gradient of pi, not of log pi, and a sum
-over the batch; its second reward takes the last teacher's loss.
+over the batch; its second reward takes the last teacher's loss; padded choices are seen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from config import ArgGroup, RunArgs
-from distill.agent import Choosing, RLKDArgs, padded_mask, said, side_by_side
+from distill import needs
+from distill.agent import Choosing, RLKDArgs, padded_side_by_side, said, side_by_side
 from distill.capture import Captured, Point, output
 from distill.combiner import Answer, Combination, TaskShape, register_combiner
 from distill.context import Clock
@@ -47,7 +48,7 @@ class RLKD(Choosing):
 
     @classmethod
     def problems(cls, run: RunArgs, args: ArgGroup, head: HeadSpec) -> Iterator[str]:
-        """A semantic model that exists, or a width for none; two teachers to choose from."""
+        """A semantic model that exists, or a width for none; others to choose from, that run."""
         number, teachers = args.rl_kd_semantic_model, len(run.teachers)
         if number is None and args.rl_kd_semantic_model_dim is None:
             yield (
@@ -61,6 +62,16 @@ class RLKD(Choosing):
                 f"--rl_kd_semantic_model_dim={args.width(run)}: teacher {number} has width "
                 f"{run.teachers[number].hidden_size}; leave it out"
             )
+        if number == 0 and teachers == 1:
+            yield "--rl_kd_semantic_model=0: is the only teacher; give others to learn from"
+        if not args.rl_kd_only_avg:
+            yield from needs.teacher_forward("rl_kd", run)
+        yield from needs.hard_once("rl_kd", run, not args.rl_kd_wo_hard)
+
+    @classmethod
+    def learns_from(cls, args: ArgGroup, t_no: int) -> bool:
+        """Not from the semantic model."""
+        return t_no != args.rl_kd_semantic_model
 
     @property
     def needs_teacher_loss(self) -> bool:
@@ -69,8 +80,9 @@ class RLKD(Choosing):
 
     @property
     def needs_all_logits(self) -> bool:
-        """The agent sees logits of every position."""
-        return not self.args.rl_kd_only_avg
+        """If the agent sees the logits of every position."""
+        every = self.args.rl_kd_wo_loss_mask or self.args.rl_kd_only_mask_pad
+        return not self.args.rl_kd_only_avg and (every or "MT" in self.run.compat)
 
     @property
     def per_sample(self) -> tuple[bool, bool]:
@@ -79,7 +91,7 @@ class RLKD(Choosing):
 
     def compares(self, t_no: int) -> bool:
         """All teachers but the semantic model."""
-        return t_no != self.args.rl_kd_semantic_model
+        return self.learns_from(self.args, t_no)
 
     def runs(self, t_no: int) -> bool:
         """The semantic model only if there is an agent to tell."""
@@ -96,7 +108,7 @@ class RLKD(Choosing):
 
     def see(self, t_no: int, captured: Captured, num_samples: int) -> None:
         """What the semantic model says: its output at position 0, the choices side by side."""
-        self._semantic = captured[output()][:, 0].reshape(num_samples, -1).detach()
+        self._semantic = captured[output()][:, 0].detach().unflatten(0, (num_samples, -1))
 
     def total(
         self, losses: Sequence[Tensor | float], answers: Sequence[Answer], made: Combination
@@ -106,7 +118,8 @@ class RLKD(Choosing):
         if self.args.rl_kd_only_avg:
             rest = sum(losses, start=0.0) / len(losses)
         else:
-            rest = self._chosen(torch.stack(list(losses), 1), answers, made)
+            like = torch.zeros_like(answers[0].hard_loss)
+            rest = self._chosen(torch.stack([like + x for x in losses], 1), answers, made)
         if self.args.rl_kd_wo_hard:
             return alpha * rest
         hard = (1 - alpha) * made.hard_loss
@@ -116,22 +129,19 @@ class RLKD(Choosing):
     def _chosen(self, losses: Tensor, answers: Sequence[Answer], made: Combination) -> Tensor:
         """Losses [b, n] of the chosen teachers, [], and the policy term of the choice before."""
         args, seed = self.args, "MT" in self.run.compat
+        real = torch.ones_like(losses[:, 0]) if made.real is None else made.real
+        every, tokens = args.rl_kd_wo_loss_mask, args.rl_kd_only_mask_pad
         reward = -made.hard_loss.detach()
         if args.rl_kd_reward == 2:
-            hard = [answer.hard_loss.detach().mean() for answer in answers]
+            hard = [(a.hard_loss.detach() * real).sum() / real.sum().clamp(min=1) for a in answers]
             reward = reward - (hard[-1] if seed else sum(hard) / len(hard))
         policy = self.policy(reward, seed=seed)
-        every = args.rl_kd_wo_loss_mask or args.rl_kd_only_mask_pad
         if seed:
-            mask = padded_mask(made, every=args.rl_kd_wo_loss_mask, labels=every)
-            soft = side_by_side(answers, mask, self.shape.classes, padded=True)
+            see, view = padded_side_by_side, {"every": every, "labels": tokens}
         else:
-            rows = made.context.first_rows("tokens" if every else "targets")
-            mask = None if rows is None else rows.mask
-            soft = side_by_side(answers, mask, self.shape.classes)
-        samples = made.samples
-        real = torch.ones_like(losses[:, 0]) if samples is None else samples.mask
-        action = self.choose(said(answers, self._semantic, self.width), soft, real)
+            see, view = side_by_side, {"rows": "tokens" if every or tokens else "targets"}
+        soft = see(answers, made, self.shape.classes, **view)
+        action = self.choose(said(answers, made, self._semantic, self.width), soft, real)
         if policy is None:
             return (action * losses).mean()
         made.log("multi_teacher_model/rl_loss", policy)

@@ -9,7 +9,7 @@ Language models: the mean of u over the sample's target positions (--uncertainty
 
 --uncertainty_hard gives each sample one teacher: samples are ranked by falling u, the first n-th
 part goes to the smallest teacher and so on; w is n or 0. --uncertainty_inter_entropy weighs
-inter_kb by u_b and pre_kb by |1 - u_b| as well. --uncertainty_wo_rate: w = 1.
+inter_kb by u_b and pre_kb by |1 - u_b| as well, if there is one. --uncertainty_wo_rate: w = 1.
 
 Not as in the paper: it chooses among two teachers, here n. Ranks are those of a micro-batch.
 
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from config import ArgGroup, ConfigError, RunArgs, flag
+from distill import needs
 from distill.combiner import Answer, Combination, Combiner, register_combiner
 from distill.entropy import padded_uncertainty, uncertainty
-from distill.soft_labels import SoftLabels
 from model.build import HeadSpec
 
 
@@ -63,21 +63,18 @@ class Uncertainty(Combiner):
     """See the module."""
 
     Args = UncertaintyArgs
+    _u: Tensor | None = None  # of this pass, once it is known
 
     @classmethod
     def problems(cls, run: RunArgs, args: ArgGroup, head: HeadSpec) -> Iterator[str]:
         """Soft labels, a sample for each teacher, ranks that name all teachers."""
-        number, labels = len(run.teachers), SoftLabels.of(run)
+        number = len(run.teachers)
         if args.uncertainty_hard and run.train.batch_size < number:
             yield (
                 f"--batch-size={run.train.batch_size}: --uncertainty_hard gives each of {number} "
                 f"teachers a part of the micro-batch; give at least {number}"
             )
-        if labels.hard and not args.uncertainty_wo_hard:
-            yield (
-                f"--distill_{labels.stage}_hard: uncertainty adds the hard loss itself; leave the "
-                "flag out, or give --uncertainty_wo_hard"
-            )
+        yield from needs.hard_once("uncertainty", run, not args.uncertainty_wo_hard)
         try:
             args.order(number)
         except ConfigError as error:
@@ -86,7 +83,8 @@ class Uncertainty(Combiner):
     @property
     def needs_all_logits(self) -> bool:
         """The entropy of all tokens, if asked for."""
-        return True
+        every = self.args.uncertainty_wo_loss_mask or self.args.uncertainty_only_mask_pad
+        return every or "MT" in self.run.compat
 
     @property
     def per_sample(self) -> tuple[bool, bool]:
@@ -96,13 +94,13 @@ class Uncertainty(Combiner):
     def weigh(self, answer: Answer, made: Combination) -> Tensor | float:
         """mean_b w pre + inter of one teacher."""
         args, number = self.args, len(self.run.teachers)
-        u = self._uncertainty(made)
+        self._u = u = self._uncertainty(made) if self._u is None else self._u
         pre, inter = answer.pre_loss, answer.inter_loss
         if not args.uncertainty_wo_rate:
             rank = args.order(number)[answer.t_no]
             weight = self._hard(u, rank, made) if args.uncertainty_hard else self._soft(u, rank)
             pre = pre * weight
-        if args.uncertainty_inter_entropy:
+        if args.uncertainty_inter_entropy and isinstance(inter, Tensor):
             pre, inter = pre * (1 - u).abs(), _mean(inter * u)
         return _mean(pre) + inter
 
@@ -110,7 +108,7 @@ class Uncertainty(Combiner):
         self, losses: Sequence[Tensor | float], answers: Sequence[Answer], made: Combination
     ) -> Tensor | float:
         """The mean over teachers and the hard loss."""
-        total = sum(losses, start=0.0) / len(losses)
+        self._u, total = None, sum(losses, start=0.0) / len(losses)
         if self.args.uncertainty_wo_hard:
             return total
         hard = made.hard_loss * made.hard_rate
@@ -127,8 +125,8 @@ class Uncertainty(Combiner):
 
     def _hard(self, u: Tensor, rank: int, made: Combination) -> Tensor:
         """[b] -> [b]: n for the samples of this teacher, else 0. Fillers come last."""
-        number, rows = len(self.run.teachers), made.samples
-        real = torch.ones_like(u) if rows is None else rows.mask
+        number = len(self.run.teachers)
+        real = torch.ones_like(u) if made.real is None else made.real
         ranked = u.detach().masked_fill(real == 0, -1.0).argsort(descending=True, stable=True)
         position = torch.empty_like(ranked)
         position[ranked] = torch.arange(1, len(u) + 1, device=u.device)

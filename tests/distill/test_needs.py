@@ -53,3 +53,38 @@ def test_labels(program, stage):
     assert problem.endswith(f"add {soft}_mse")
     assert problems(needs.squared_soft_labels, hard) == []
     assert problems(needs.squared_soft_labels, soft, f"{soft}_mse") == []
+
+
+TWO = ["--student_model=kd", "--mt_hidden_size=24:8", "--mt_num_attention_heads=4:2"]
+
+
+def test_only_teachers_that_are_compared_count():
+    rl_kd = ["--multi_teacher_model=rl_kd", "--rl_kd_semantic_model=1"]
+    for check in (needs.equal_width, needs.equal_heads):
+        assert sum("teacher 1 has" in line for line in check("PKD", toy_run(*TWO))) == 1
+        assert all("teacher 1" not in line for line in check("PKD", toy_run(*TWO, *rl_kd)))
+    assert [number for number, _ in needs.learned_from(toy_run(*TWO, *rl_kd))] == [0]
+    assert [number for number, _ in needs.learned_from(toy_run(*TWO))] == [0, 1]
+
+
+def test_a_combiner_may_convert_the_width():
+    def lines(*flags):
+        return len(list(needs.equal_width("PKD", toy_run(*TWO, *flags))))
+
+    assert lines() == lines("--multi_teacher_model=avg") == 2
+    assert lines("--multi_teacher_model=mt_bert") == 0
+    assert lines("--multi_teacher_model=mt_bert", "--mt_bert_wo_convert_layer") == 2
+    mix = "--multi_teacher_model=mixmt"
+    assert lines(mix, "--mixmt_model=mt_bert") == 0
+    assert lines(mix, "--mixmt_model=mt_bert,avg") == lines(mix) == 2
+
+
+def test_hard_labels_count_once():
+    for program, stage in (("pretrain", "pt"), ("finetune", "ft")):
+        flag = f"--distill_{stage}_hard"
+        run = toy_run("--student_model=kd", flag, program=program)
+        (line,) = needs.hard_once("mt_bert", run, True)
+        assert line.startswith(f"{flag}: mt_bert adds the hard loss itself")
+        assert line.endswith("--mt_bert_wo_hard")
+        assert list(needs.hard_once("mt_bert", run, False)) == []
+        assert list(needs.hard_once("mt_bert", toy_run("--student_model=kd"), True)) == []

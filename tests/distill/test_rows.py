@@ -121,3 +121,23 @@ def test_counts_cover_all_ranks_with_one_all_reduce():
 def test_rows_move_to_a_device():
     rows = seed_rows({"tokens": MASK}, torch.ones(2))["tokens"].to("meta")
     assert {rows.mask.device.type, rows.index.device.type, rows.outside.device.type} == {"meta"}
+
+
+def test_the_mean_of_each_samples_own_rows():
+    for index in (None, worth_picking(MASK)):
+        rows = Rows(MASK, torch.tensor(7.0), 2, index)
+        assert rows.of_samples(LOSSES).tolist() == [1.5, 5.0]
+        vectors = torch.stack([LOSSES, -LOSSES, LOSSES * 2], -1)
+        assert rows.of_samples(vectors).tolist() == [[1.5, -1.5, 3], [5, -5, 10]]
+        if index is not None:
+            assert rows.of_samples(rows.pick(LOSSES)).tolist() == [1.5, 5.0]
+            assert rows.of_samples(rows.pick(vectors)).tolist() == [[1.5, -1.5, 3], [5, -5, 10]]
+    samples = Rows(torch.tensor([1.0, 0.0]), torch.tensor(1.0), 2)
+    assert samples.of_samples(torch.tensor([3.0, 4.0])).tolist() == [3, 0]
+    empty = Rows(torch.zeros(2, 4), torch.tensor(1.0), 2, worth_picking(torch.zeros(2, 4)))
+    assert empty.of_samples(LOSSES).tolist() == [0, 0] == empty.of_samples(LOSSES[0, :0]).tolist()
+    choices = Rows(MASK, torch.tensor(1.0), 1)  # two rows of one sample
+    assert choices.of_samples(LOSSES).tolist() == [pytest.approx(8 / 3)]
+    x = LOSSES.clone().requires_grad_()
+    Rows(MASK, torch.tensor(1.0), 2).of_samples(x).sum().backward()
+    assert x.grad.tolist() == [[0.5, 0.5, 0, 0], [1, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Teachers: frozen, in their own precision, refused where they do not fit the student."""
+"""Teachers: frozen, in their own precision, refused where they do not fit the student; several."""
 
 import dataclasses
 import json
@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import ConfigError
+import mpu
+from config import ConfigError, parse_args
 from distill.capture import hidden, logits, to_hook
+from distill.combiner import combiner_args
+from distill.engine.checkpoint import check_sources, sources
+from distill.registry import method_args
+from distill.step import check_needs
 from distill.teacher import Teacher, build_teachers, in_fp32
-from tests.distill.runs import cloze_task, lm_task, toy_run
+from tests.distill.runs import SIZES, cloze_task, lm_task, toy_run, toy_step
 from tests.toy import toy_glm, toy_lm_batch, toy_teacher_args
 
 
@@ -131,3 +136,113 @@ def test_in_fp32_leaves_integers():
         for x in in_fp32([torch.zeros(1, dtype=torch.float16), torch.zeros(1, dtype=torch.int64)])
     ]
     assert kinds == [torch.float32, torch.int64]
+
+
+# Several ------------------------------------------------------------------------------------------
+
+ALONE = [f for f in SIZES if f != "--teacher_random_para" and not f.startswith("--teacher_num_l")]
+
+
+def several(*flags: str):
+    """A run whose teachers are as the flags say, with weights."""
+    kinds = {"methods": method_args(), "combiners": combiner_args()}
+    argv = [*ALONE, "--student_model=kd", "--distill_pt_soft", *flags]
+    return parse_args(argv, program="pretrain", **kinds, check=False)
+
+
+def test_teachers_of_other_shapes_and_precision(tmp_path):
+    glms = toy_glm(toy_teacher_args(num_layers=3), seed=1), toy_glm(toy_teacher_args(), seed=2)
+    paths = [save(tmp_path / name, glm) for name, glm in zip("ab", glms, strict=True)]
+    run = several(f"--mt_load_pretrained={':'.join(paths)}", "--mt_num_layers=3:4", "--mt_bf16=0:1")
+    teachers = build_teachers(run, lm_task(), "cpu")
+    for teacher, glm, dtype in zip(teachers, glms, (torch.float32, torch.bfloat16), strict=True):
+        assert {p.dtype for p in teacher.module.parameters()} == {dtype}
+        expected = Teacher(glm.to(dtype))(inputs()).logits
+        assert torch.equal(teacher(inputs()).logits, expected)
+
+
+def test_all_that_cannot_go_with_the_student_is_told_before_weights_are_read(tmp_path):
+    good = save(tmp_path / "a", toy_glm(toy_teacher_args(num_layers=2)), tokenizer_fingerprint="x")
+    other = save(tmp_path / "b", toy_glm(), tokenizer_fingerprint="y")
+    wide = save(tmp_path / "c", toy_glm(), model={"vocab_size": 128}, tokenizer_fingerprint="x")
+    for file in tmp_path.rglob("*.pt"):
+        file.write_bytes(b"not read")
+    lists = f"--mt_load_pretrained={good}:{other}:{wide}:{tmp_path / 'd'}:"
+    with pytest.raises(ConfigError) as caught:
+        build_teachers(several(lists), lm_task(), "cpu", fingerprint="x")
+    lines = caught.value.problems
+    assert [line.split("=")[0] for line in lines[:3]] == [
+        "--mt_load_pretrained[1]",
+        "--mt_load_pretrained[2]",
+        "--mt_load_pretrained[3]",
+    ]
+    assert "another vocabulary" in lines[0]
+    assert "student and teachers must share one" in lines[0]
+    assert "has 128 vocabulary entries, the student 64" in lines[1]
+    assert "no such folder" in lines[2]
+    assert lines[3].startswith("--teacher_load_pretrained: teacher 4 has no weights")
+
+
+def test_weights_that_do_not_fit_name_the_entry(tmp_path):
+    paths = [save(tmp_path / k, toy_glm(toy_teacher_args(num_layers=3))) for k in "ab"]
+    run = several(f"--mt_load_pretrained={':'.join(paths)}", "--mt_num_layers=3:4")
+    with pytest.raises(ValueError, match=r"--mt_load_pretrained\[1\]: .*does not fit"):
+        build_teachers(run, lm_task(), "cpu")
+
+
+def test_every_checkpoint_is_checked_at_the_start(tmp_path):
+    mpu.initialize_model_parallel(1)
+    good = save(tmp_path / "a", toy_glm(), tokenizer_fingerprint="x")
+    run = several(f"--mt_load_pretrained={good}:{tmp_path / 'b'}", f"--mt_model_load={tmp_path}/c")
+    assert [flag for flag, _ in sources(run)] == [
+        "--mt_model_load",
+        "--mt_load_pretrained[0]",
+        "--mt_load_pretrained[1]",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        check_sources(run, "y")
+    lines = caught.value.problems
+    assert [line.split("=")[0] for line in lines] == [flag for flag, _ in sources(run)]
+    joint = several(f"--mt_load_from_s={tmp_path / 'b'}", f"--mt_load_pretrained={good}:")
+    with pytest.raises(FileNotFoundError, match="--mt_load_from_s=.*no such folder"):
+        check_sources(joint, "x")
+    mpu.destroy_model_parallel()
+
+
+def test_offloading_on_a_cpu_is_told_to_do_nothing(caplog):
+    run = toy_run("--student_model=kd", "--teacher_offload=cpu")
+    (teacher,) = build_teachers(run, lm_task(), "cpu")
+    assert caplog.messages == [
+        "--teacher_offload=cpu: has no effect on a CPU, where teachers are anyway"
+    ]
+    assert teacher._offloaded is None
+    caplog.clear()
+    build_teachers(toy_run("--student_model=kd"), lm_task(), "cpu")
+    assert caplog.messages == []
+
+
+def test_hard_losses_that_nobody_needs_are_told(caplog):
+    def messages(*flags: str) -> list[str]:
+        caplog.clear()
+        toy_step(toy_run("--student_model=kd", "--distill_pt_soft", "--mt_has_loss", *flags))
+        return caplog.messages
+
+    (message,) = messages("--mt_num_layers=2:3")
+    assert message.startswith("--mt_has_loss: has no effect with --multi_teacher_model=avg")
+    assert messages("--mt_has_grad") == []
+    assert messages("--multi_teacher_model=mt_bert") == []
+
+
+@pytest.mark.parametrize("name", ["theseus", "erdistill"])
+def test_methods_that_use_weights_beside_the_forward_need_them_there(name):
+    soft = ["--distill_ft_soft", "--distill_ft_hard", "--teacher_hidden_size=16"]
+    run = toy_run(f"--student_model={name}", *soft, "--teacher_offload=cpu", program="finetune")
+    with pytest.raises(ConfigError, match=f"--teacher_offload=cpu: {name} uses weights"):
+        check_needs(run, cloze_task().head)
+
+
+def test_theseus_does_not_train_its_teachers():
+    flags = ["--distill_ft_hard", "--teacher_hidden_size=16", "--mt_has_grad"]
+    run = toy_run("--student_model=theseus", *flags, program="finetune")
+    with pytest.raises(ConfigError, match="--mt_has_grad: theseus uses frozen weights"):
+        check_needs(run, cloze_task().head)

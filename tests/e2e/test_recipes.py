@@ -13,7 +13,13 @@ import pytest
 
 from distill import finetune, pretrain
 from scripts.quickstart_plan import FULL, TASK
-from scripts.recipes import chain, command, stages, tokenizer_command
+from scripts.recipes import (
+    chain,
+    command,
+    has_several_teachers,
+    stages,
+    tokenizer_command,
+)
 from scripts.train_tokenizer import main as train_tokenizer
 from tests.house import ROOT
 
@@ -53,25 +59,35 @@ class World:
             rows = (ROOT / TASK / f"{split}.jsonl").read_text().splitlines(keepends=True)
             (folder / "SST-2" / f"{split}.jsonl").write_text("".join(rows[:number]))
 
-    def run(self, stage, *, rests=False):
-        """The numbers of each step. `rests`: with learning rate 0."""
-        name = stage.run_name + ("-rests" if rests else "")
+    def run(self, stage, *, rests=False, afresh=False):
+        """The loss of each step. `rests`: with learning rate 0; `afresh`: from random weights."""
+        return [row[LOSS] for row in self.steps(stage, rests=rests, afresh=afresh)]
+
+    def steps(self, stage, *, rests=False, afresh=False):
+        """The numbers of each step."""
+        name = stage.run_name + ("-rests" if rests else "") + ("-afresh" if afresh else "")
         if name not in self.rows:
-            steps = (TEACHER_STEPS if stage.role == "teacher" else {}).get(stage.program, STEPS)
+            alone = stage.role != "student" and not stage.teachers
+            steps = TEACHER_STEPS[stage.program] if alone else STEPS
             words = command(stage, SIZES, self.folder)[1:]
             words = [word for word in words if not word.startswith("--epochs")]
             words += [*SHORT, *RUN[stage.program], f"--train-iters={steps}"]
             if stage.program == "finetune":
                 words.append(f"--data-dir={self.folder}/SST-2")
-            if "--student_truncate_tn=0" in stage.flags:
+            if not afresh and any(flag.startswith("--student_truncate_tn") for flag in stage.flags):
                 words.append(GENTLE)
+            if has_several_teachers(stage.recipe) and stage.program == "finetune":
+                words.append("--eval-epoch=1000")  # at the end only
             if rests:
-                words += ["--lr=0", f"--experiment-name={name}"]
+                words.append("--lr=0")
+            if afresh:
+                words = [word for word in words if word.partition("=")[0] not in STARTS]
+            words.append(f"--experiment-name={name}")
             PROGRAMS[stage.program](words)
             lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
             self.rows[name] = [row for row in map(json.loads, lines) if LOSS in row]
             assert [row["iteration"] for row in self.rows[name]] == list(range(1, steps + 1))
-        return [row[LOSS] for row in self.rows[name]]
+        return self.rows[name]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +103,26 @@ CHANGING = {
     "continuation_kd.finetune": "hard labels take the place of soft ones",
     "theseus.finetune": "blocks of the student take the place of the teacher's",
 }
+STARTS = ("--student_truncate_tn", "--load-pretrained")
+# Recipes whose loss depends on drawn teachers; that against each teacher shall fall.
+DRAWN = ("dgkd.", "rl_kd.finetune-2", "rl_kd_reward_2.")
+
+
+def knows(stage):
+    """Whether a student of several teachers knows all answers of so small a task at its start."""
+    truncated = any(flag.startswith("--student_truncate_tn") for flag in stage.flags)
+    tuned = stage.start is not None and stages()[stage.start].program == "finetune"
+    return (
+        has_several_teachers(stage.recipe) and stage.program == "finetune" and (truncated or tuned)
+    )
+
+
+def terms(steps):
+    """Teacher's term -> its values in the steps in which it took part."""
+    names = sorted(
+        {name for step in steps for name in step if name.startswith("pre_loss/ft_soft_")}
+    )
+    return {name: [step[name] for step in steps if name in step] for name in names}
 
 
 def falls(losses):
@@ -105,9 +141,17 @@ def test_the_stage_learns(key, world):
     for stage in chain(key):
         losses = world.run(stage)
     assert all(loss is not None and math.isfinite(loss) for loss in losses), losses
+    steps = world.steps(stage, afresh=knows(stage))
     if key in CHANGING:  # what the same student would have that stays as it is
         assert below(losses, world.run(stage, rests=True)), losses
+    elif key.startswith(DRAWN):
+        found = terms(steps)
+        numbers = {f"pre_loss/ft_soft_t{n}" for n in range(len(stage.teachers))}
+        semantic = {"pre_loss/ft_soft_t0"} if "rl_kd" in key else set()
+        assert set(found) == numbers - semantic
+        assert all(falls(values) for values in found.values()), found
     else:
+        losses = [step[LOSS] for step in steps]
         assert falls(losses), losses
 
 

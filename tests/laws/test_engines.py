@@ -34,6 +34,14 @@ RUNS = {
         "--forward_repeat_num=1",
         "--ignore_first_backward_gard",
     ],
+    "mt_bert": [
+        "--student_model=pkd",
+        "--distill_pt_soft",
+        "--pkd_beta=1",
+        "--mt_num_layers=4:3",
+        "--mt_hidden_size=24:16",
+        "--multi_teacher_model=mt_bert",
+    ],
     # TinyBERT's projection is not used.
     "mix": [*MIX, "--mixbaseline_pre_bl_pt_soft=tinybert", "--distill_pt_soft", *AGAIN],
 }

@@ -57,3 +57,17 @@ def _beside_model_parallelism(rank, size):
 
 def test_only_ranks_with_the_same_shard_take_part():
     assert run_ranks(4, _beside_model_parallelism) == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+def _objects(rank, size, p):
+    mpu.initialize_model_parallel(p)
+    return mpu.gather_objects_from_data_parallel({"rank": rank, "x": _numbers(rank, 2)})
+
+
+def test_objects_of_all_ranks_in_their_order():
+    assert mpu.gather_objects_from_data_parallel([1, "a"]) == [[1, "a"]]
+    for values in run_ranks(2, _objects, 1):
+        assert [value["rank"] for value in values] == [0, 1]
+        assert all(torch.equal(v["x"], _numbers(k, 2)) for k, v in enumerate(values))
+    found = run_ranks(4, _objects, 2)
+    assert [[v["rank"] for v in values] for values in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import parse_args
+from distill.combiner import COMBINERS, combiner_args
 from distill.registry import METHODS, method_args
 from distill.step import check_needs
 from model.build import HeadSpec
@@ -18,7 +19,9 @@ from scripts.recipes import (
     command,
     lines,
     recipes_of,
+    recipes_with,
     scaled_flags,
+    shape,
     stages,
 )
 from tests.distill.runs import all_methods
@@ -57,19 +60,37 @@ RECORDED = {
     "mixbaseline.finetune-1": "mixbaseline_2_ft",
     "mixbaseline.finetune-2": "mixbaseline_3_ft",
     "random_data.pretrain": "random_data_readme_pt",
+    "avgmt.finetune": "avgmt_kd_ft",
+    "tmkd.pretrain": "tmkd_1_pt",
+    "tmkd.finetune": "tmkd_2_ft",
+    "mt_bert.finetune": "mt_bert_ft",
+    "uncertainty.finetune": "uncertainty_ft",
+    "uncertainty_soft.finetune": "uncertainty_soft_ft",
+    "rl_kd.finetune-1": "rl_kd_1_ft",
+    "rl_kd.finetune-2": "rl_kd_2_ft",
+    "rl_kd_reward_2.finetune": "rl_kd_2r2_ft",
+    "mixmt.finetune": "x_mixmt_ft",
 }
 # The case has them at toy size, or leaves out what is a size.
 OF_SIZE = (
     "--minilmv2_relation_heads", "--minilmv2_teacher_layer", "--ib_hidden_size", "--ib_word_emb",
-    "--teacher_ib_hidden_size", "--teacher_ib_word_emb",
+    "--teacher_ib_hidden_size", "--teacher_ib_word_emb", "--rl_kd_semantic_model_dim",
 )  # fmt: skip
-NOT_AS_PUBLISHED = {"random_data.pretrain": ("--forward_repeat_num",)}
+NOT_AS_PUBLISHED = {
+    "random_data.pretrain": ("--forward_repeat_num",),
+    "uncertainty_soft.finetune": ("--student_truncate_tn",),  # begins as with hard selection
+}
 
 
 def parse(stage, sizes):
     program, *words = command(stage, sizes)
     assert program == f"distill/{stage.program}.py"
-    return parse_args(words, program=stage.program, methods=method_args())
+    kinds = {"methods": method_args(), "combiners": combiner_args()}
+    return parse_args(words, program=stage.program, **kinds)
+
+
+def shape_of(model):
+    return model.num_layers, model.hidden_size, model.num_attention_heads
 
 
 @pytest.mark.parametrize("sizes", [FULL, PUBLISHED], ids=["small", "published"])
@@ -80,7 +101,11 @@ def test_the_command_parses_and_the_method_has_what_it_needs(key, sizes, caplog)
         run = parse(stage, sizes)
     check_needs(run, HeadSpec("lm" if stage.program == "pretrain" else "single_token"))
     assert run.distill.student_model == stage.method
-    assert bool(run.teachers) == (stage.teacher is not None)
+    assert len(run.teachers) == len(stage.teachers)
+    assert run.multi_teacher.multi_teacher_model == stage.combiner
+    models = [stages()[key] for key in stage.teachers]
+    assert [shape_of(teacher) for teacher in run.teachers] == [shape(sizes, m.role) for m in models]
+    assert shape_of(run.model) == shape(sizes, stage.role)
     assert caplog.messages == []  # no flag without effect
 
 
@@ -88,6 +113,12 @@ def test_every_method_has_a_recipe_and_every_recipe_a_method():
     assert [name for name in all_methods() if not recipes_of(name)] == []
     used = {stage.method for stage in stages().values()} - {None}
     assert used <= set(METHODS)
+
+
+def test_every_combiner_has_a_recipe():
+    combiner_args()
+    with_recipe = {COMBINERS[name] for name in COMBINERS if recipes_with(name)}
+    assert with_recipe == set(COMBINERS.values())
 
 
 @pytest.mark.parametrize("key", RECORDED)
@@ -106,6 +137,8 @@ def test_flags_of_other_sizes_are_the_published_ones_scaled():
         assert scaled_flags(stage, published) == list(stage.flags)
     minilmv2 = scaled_flags(stages()["minilmv2.pretrain"], FULL)
     assert minilmv2[1:] == ["--minilmv2_relation_heads=16", "--minilmv2_teacher_layer=4"]
+    rl_kd = scaled_flags(stages()["rl_kd.finetune-1"], FULL)
+    assert rl_kd[-1] == "--rl_kd_semantic_model_dim=128"
     student = scaled_flags(stages()["mobilebert.finetune"], FULL)
     assert {"--ib_hidden_size=32", "--ib_word_emb=32", "--ib_ffn_num=4"} <= set(student)
 
@@ -115,7 +148,7 @@ def test_a_chain_has_what_is_needed_before_it_is_needed():
     assert {stage.key for stage in everything} == set(stages())
     for number, stage in enumerate(everything):
         before = {other.key for other in everything[:number]}
-        assert {stage.start, stage.teacher} - {None} <= before, stage.key
+        assert {stage.start, *stage.teachers} - {None} <= before, stage.key
     assert [stage.key for stage in chain("rail_kd.finetune")] == [
         "teacher.pretrain",
         "distilbert.pretrain",
@@ -130,9 +163,17 @@ def test_what_a_stage_starts_from_fits():
     for stage in stages().values():
         if stage.start is not None:
             assert stages()[stage.start].role == stage.role, stage.key
-        if stage.teacher is not None:
-            teacher = stages()[stage.teacher]
-            assert (teacher.role, teacher.program) == ("teacher", stage.program), stage.key
+        semantic = f"--rl_kd_semantic_model={len(stage.teachers) - 3}" in stage.flags
+        for number, key in enumerate(stage.teachers):
+            teacher = stages()[key]
+            if not (semantic and number == 0):
+                assert teacher.program == stage.program, stage.key
+            assert layers(teacher.role) >= layers(stage.role), stage.key
+            assert teacher.role != "student", stage.key
+
+
+def layers(role):
+    return shape(PUBLISHED, role)[0]
 
 
 def test_the_printed_script_makes_the_vocabulary_first():

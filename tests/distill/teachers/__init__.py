@@ -1,0 +1,1 @@
+"""Combiners of several teachers."""
