@@ -45,6 +45,7 @@ class DataArgs(ArgGroup):
     no_lazy_loader: bool = flag(False, "kept for the seed's commands: caches are memory-mapped")
     non_sentence_start: float = flag(0.0, "fraction of samples that may start inside a sentence")
     sample_one_document: bool = flag(False, "never fill a short sample with the next document")
+    skip_bad_lines: bool = flag(False, "leave out lines that cannot be used, and report how many")
 
     @property
     def shares(self) -> tuple[float, float, float]:

@@ -21,6 +21,7 @@ OURS = {
     "--max-bad-steps",
     "--bf16",
     "--compat",
+    "--skip-bad-lines",
     "--teacher_bf16",
     "--student_init_layers",
     "--mt_fp16",

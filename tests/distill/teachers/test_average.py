@@ -67,7 +67,9 @@ def test_survivors_and_the_hard_loss(alive, summed):
     expected = sum(losses) if summed else sum(losses) / len(losses)
     torch.testing.assert_close(output.loss, expected)
     assert ran == [k for k, a in enumerate(alive) if a]
-    assert float(output.terms["multi_teacher_model/hard_loss"]) == pytest.approx(0.5 * float(hard.detach()))
+    assert float(output.terms["multi_teacher_model/hard_loss"]) == pytest.approx(
+        0.5 * float(hard.detach())
+    )
     assert any(bool(g.any()) for g in grads_of(step.student.module).values())
 
 
