@@ -20,6 +20,22 @@ from mpu import Recorder
 INIT_STD = 0.02
 
 
+class VocabularyOutput(nn.Module):
+    """Logits of any states with the table of the input layer, of which it is no second owner.
+
+    A module, so that ZeRO-3 knows when the table is needed: gathered around each call. Whoever
+    wants a product with the table calls this, also outside of the model's forward.
+    """
+
+    def __init__(self, words: mpu.VocabParallelEmbedding):
+        super().__init__()
+        self._words = (words,)  # hidden from nn.Module: its weight belongs to the input layer
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., h], replicated -> [..., v/p]; the gradient of states is summed over the ranks."""
+        return F.linear(mpu.copy_to_model_parallel_region(states), self._words[0].weight)
+
+
 class GLMModel(nn.Module):
     """ids -> logits, or hidden states without `output_predict`.
 
@@ -56,6 +72,7 @@ class GLMModel(nn.Module):
         self.word_embeddings = mpu.VocabParallelEmbedding(
             args.vocab_size, narrow or width, init_method=init_method
         )
+        self.vocabulary = VocabularyOutput(self.word_embeddings)
         self.transformer = ParallelTransformer(args, init_method, output_init_method)
 
     def forward(
@@ -108,8 +125,7 @@ class GLMModel(nn.Module):
         all_positions = recorder.wants("logits_parallel")
         if not all_positions:
             hidden = _pick(hidden, rows)
-        hidden = mpu.copy_to_model_parallel_region(self.decompress_emb_mlp(hidden))
-        logits = F.linear(hidden, self.word_embeddings.weight)
+        logits = self.vocabulary(self.decompress_emb_mlp(hidden))
         if all_positions:
             recorder.add("logits_parallel", logits)
             logits = _pick(logits, rows)

@@ -32,10 +32,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import mpu
 from config import ArgGroup, RunArgs, flag
 from distill import needs
 from distill.capture import Hook, Point, hidden, logits
@@ -143,8 +141,6 @@ class ERDistill(GLMStudent):
 def _lens(module: nn.Module, states: Tensor) -> Tensor:
     """Logits that a model would give for any of its states. [..., h] -> [..., v/p], fp32."""
     model = next(m for m in module.modules() if isinstance(m, GLMModel))
-    table = model.word_embeddings.weight
+    states = states.to(model.word_embeddings.weight.dtype)
     with torch.autocast(states.device.type, enabled=False):
-        states = model.decompress_emb_mlp(states.to(table.dtype))
-        states = mpu.copy_to_model_parallel_region(states)
-        return F.linear(states, table).float()
+        return model.vocabulary(model.decompress_emb_mlp(states)).float()
