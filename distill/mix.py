@@ -103,7 +103,7 @@ class Lists:
             )
         for part in used:
             yield from METHODS[part.name].problems(part.run, head)
-            own = METHODS[part.name].pre_loss is not GLMStudent.pre_loss
+            own = METHODS[part.name].changes_pre_loss()
             if part.pre and not (own or labels.soft or labels.hard):
                 yield (
                     f"--mixbaseline_pre_bl_{labels.stage}_soft: {part.label} learns from soft and "
@@ -248,32 +248,31 @@ class MixedStudent(GLMStudent):
             if mine:
                 method.take_gradients(mine)
 
-    def get_student_hook(self, hook_before_analysis: Hook | None = None, **kwargs: Any) -> Hook:
+    def get_student_hook(self, hook_before_analysis: Hook | None = None) -> Hook:
         """All that a part asks for, and the base class."""
         hook = hook_before_analysis
         for part, method in zip(self.inter, self.of(self.inter), strict=True):
-            asked = self._asked[part.label, STUDENT] = method.get_student_hook(**kwargs)
+            asked = self._asked[part.label, STUDENT] = method.get_student_hook()
             hook = merge_hooks(hook, asked)
         return super().get_student_hook(hook)
 
-    def get_teacher_hook(
-        self, t_no: int = 0, hook_before_analysis: Hook | None = None, **kwargs: Any
-    ) -> Hook:
+    def get_teacher_hook(self, t_no: int = 0, hook_before_analysis: Hook | None = None) -> Hook:
         """All that a part asks for, and the base class."""
         hook = hook_before_analysis
         for part, method in zip(self.inter, self.of(self.inter), strict=True):
-            asked = self._asked[part.label, t_no] = method.get_teacher_hook(t_no=t_no, **kwargs)
+            asked = self._asked[part.label, t_no] = method.get_teacher_hook(t_no=t_no)
             hook = merge_hooks(hook, asked)
         return super().get_teacher_hook(t_no, hook)
 
-    def get_student_hook_op(self, **kwargs: Any) -> Hook:
+    def get_student_hook_op(self, teacher_models: Sequence[nn.Module] = ()) -> Hook:
         """The edits of all parts; those of one tensor one after the other."""
-        return merge_ops(*(m.get_student_hook_op(**kwargs) for m in self.of(self.inter)))
+        methods, models = self.of(self.inter), teacher_models
+        return merge_ops(*(m.get_student_hook_op(teacher_models=models) for m in methods))
 
-    def get_teacher_hook_op(self, t_no: int = 0, **kwargs: Any) -> Hook:
+    def get_teacher_hook_op(self, t_no: int = 0, teacher_models: Sequence[nn.Module] = ()) -> Hook:
         """The edits of all parts; those of one tensor one after the other."""
-        ops = (m.get_teacher_hook_op(t_no=t_no, **kwargs) for m in self.of(self.inter))
-        return merge_ops(*ops)
+        options = {"t_no": t_no, "teacher_models": teacher_models}
+        return merge_ops(*(m.get_teacher_hook_op(**options) for m in self.of(self.inter)))
 
     def part_loss(
         self, part: Part, student: Captured, teacher: Captured, ctx: LossContext, again: bool

@@ -6,6 +6,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -33,6 +34,7 @@ def register(name: str, *aliases: str) -> Callable[[Method], Method]:
     """
 
     def add(cls: Method) -> Method:
+        """Put the class under all its names."""
         for each in (name, *aliases):
             other = METHODS.get(each)
             if other is not None and _spelling(other) != _spelling(cls):
@@ -134,9 +136,8 @@ def _run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    try:
+    with ExitStack() as undo:
+        undo.callback(sys.modules.pop, name)
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        undo.pop_all()  # it ran to its end: nothing to undo
     return module

@@ -5,12 +5,10 @@ where it was.
 """
 
 import math
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from config import RunArgs
-from distill.context import Clock
+from distill.context import Clock, LossContext
 from distill.student import GLMStudent
 
 
@@ -54,9 +52,9 @@ class Stages:
 class StagedStudent(GLMStudent):
     """A method with a stage for each student layer, and a last one: labels count in that alone."""
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
-        super().__init__(language_model, args, **show)
-        self.stages = Stages(args.model.num_layers + 1, counted="D20" in args.compat)
+    def add_parts(self) -> None:
+        """A stage for each layer, and the last one."""
+        self.stages = Stages(self.args.model.num_layers + 1, counted="D20" in self.args.compat)
 
     def steps_of_stages(self, clock: Clock) -> int:
         """Optimizer steps that the stages share."""
@@ -67,23 +65,20 @@ class StagedStudent(GLMStudent):
         super().begin_pass(clock)
         self.stages.begin(clock.iteration, self.steps_of_stages(clock))
 
-    def pre_loss(
+    def prediction_terms(
         self,
         s_logits: Tensor,
         t_logits: Tensor | None,
-        loss: Tensor,
+        hard_loss: Tensor,
+        ctx: LossContext,
         *,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Tensor | float | dict[str, Tensor | float]:
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
         """0.0 before the last stage."""
         if not self.stages.ended:
-            return {"soft": 0.0, "hard": 0.0, "loss": 0.0} if return_dict else 0.0
-        return super().pre_loss(s_logits, t_logits, loss, return_dict=return_dict, **kwargs)
-
-    def needs_targets_only(self) -> bool:
-        """As the base class's labels, or none of the logits."""
-        return self.soft_labels.targets_only
+            return {"soft": 0.0, "hard": 0.0}
+        weight = teacher_weight
+        return super().prediction_terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
 
 
 def annealed_weight(progress: float, steps: float) -> float:

@@ -296,10 +296,7 @@ def check_method(method: GLMStudent, head: HeadSpec, run: RunArgs) -> None:
             "contexts and answers apart; leave out --fast-decode"
         )
     labels = method.soft_labels
-    overrides = (
-        type(method).pre_loss is not GLMStudent.pre_loss
-        or type(method).inter_loss is not GLMStudent.inter_loss
-    )
+    overrides = method.changes_pre_loss() or (type(method).inter_loss is not GLMStudent.inter_loss)
     alone = run.multi_teacher.trains_teachers_alone
     if not (hook or overrides or labels.soft or labels.hard or alone):
         stage = labels.stage

@@ -60,8 +60,12 @@ class GLMStudent(nn.Module):
         self.clock = Clock()  # of the current forward pass, set by the step
         if isinstance(language_model, nn.Module):  # a part of a mix only borrows one
             rename_keys(self, _to_file, _to_module)
+        self.add_parts()
 
     # What a method says.
+
+    def add_parts(self) -> None:
+        """Add modules of the method's own, and what it remembers. Called once, by `__init__`."""
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterable[str]:
@@ -96,6 +100,28 @@ class GLMStudent(nn.Module):
         """Yield (term, loss): [] or, ctx.keep_batch, [b]. `inter_loss` is their sum."""
         for name, s, t in self.pairs(ctx.t_no):
             yield name, self.loss(name, s, student[s], teacher[t], ctx)
+
+    def prediction_terms(
+        self,
+        s_logits: Tensor,
+        t_logits: Tensor | None,
+        hard_loss: Tensor,
+        ctx: LossContext,
+        *,
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
+        """{"soft", "hard"} of the prediction layer: [] or, ctx.keep_batch, [b]; 0.0 what is off.
+
+        `pre_loss` is the sum of all values. Logits [b, s, v/p] or, where `needs_targets_only`,
+        [n, v/p] of a language model, [b, c] of choices; ctx has their layout and rows.
+        `teacher_weight` multiplies the teacher's logits under the squared error (annealing).
+        """
+        weight, stage = teacher_weight, self.soft_labels.stage
+        terms = self.soft_labels.terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
+        if self.show_pre:
+            for name, value in terms.items():
+                self.add_summary(f"pre_loss/{name}", value)
+        return {part: terms.get(f"{stage}_{part}", 0.0) for part in ("soft", "hard")}
 
     # Time, chance and memory.
 
@@ -188,20 +214,14 @@ class GLMStudent(nn.Module):
     ) -> Tensor | float | dict[str, Tensor | float]:
         """Soft and hard loss of the prediction layer: [] or, keep_batch, [b]; 0.0 if none is on.
 
-        `loss` is the student's hard loss, [] or [b]. return_dict: {"soft", "hard", "loss"}.
-        Keywords are LossContext's fields; another one is a TypeError.
+        `loss` is the student's hard loss, [] or [b]. return_dict: `prediction_terms` and "loss".
+        `mse_t_w`: its `teacher_weight`. Keywords are LossContext's fields; another one is a
+        TypeError.
         """
         ctx = LossContext(**kwargs)
-        terms = self.soft_labels.terms(s_logits, t_logits, loss, ctx, teacher_weight=mse_t_w)
-        if self.show_pre:
-            for name, value in terms.items():
-                self.add_summary(f"pre_loss/{name}", value)
+        terms = self.prediction_terms(s_logits, t_logits, loss, ctx, teacher_weight=mse_t_w)
         total = sum(terms.values(), start=0.0)
-        if not return_dict:
-            return total
-        stage = self.soft_labels.stage
-        parts = {part: terms.get(f"{stage}_{part}", 0.0) for part in ("soft", "hard")}
-        return parts | {"loss": total}
+        return terms | {"loss": total} if return_dict else total
 
     def add_summary(self, name: str, value: Tensor | float) -> None:
         """Log a number of this step (its mean, if per sample). No effect on training."""
@@ -222,6 +242,12 @@ class GLMStudent(nn.Module):
         """
         own = type(self).pre_loss is not GLMStudent.pre_loss
         return not own and self.soft_labels.targets_only
+
+    @classmethod
+    def changes_pre_loss(cls) -> bool:
+        """Whether the loss of the prediction layer is not the base class's alone."""
+        names = "pre_loss", "prediction_terms"
+        return any(getattr(cls, name) is not getattr(GLMStudent, name) for name in names)
 
     # The loss on the vocabulary's logits that every method can add: --distill_logits_parallel.
 

@@ -220,9 +220,8 @@ def run_stage(stage: Stage, launcher: Sequence[str]) -> None:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
         try:
             status = process.wait()
-        except BaseException:
-            stop(process)
-            raise
+        finally:
+            stop(process)  # that is only still running if the wait was interrupted
     if status:
         raise StepError(f"exit status {status}; see {stage.log}\n{tail(stage.log)}")
     if not has_weights(stage):
@@ -232,7 +231,9 @@ def run_stage(stage: Stage, launcher: Sequence[str]) -> None:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a program that is running, kindly at first."""
+    """End a program if it is running, kindly at first."""
+    if process.poll() is not None:
+        return
     process.terminate()
     try:
         process.wait(GRACE)

@@ -12,9 +12,6 @@ MAY_TAKE_KWARGS = {
     "mpu/hook.py",  # hook_model(hook, inter_vars, model, *inputs, **kwargs)
 }
 METHOD_FOLDERS = ("methods", "teachers")
-# What a method overrides and passes on to GLMStudent.
-SEED_API = {"__init__", "pre_loss", "inter_loss", "get_student_hook", "get_teacher_hook"}
-SEED_API |= {"get_student_hook_op", "get_teacher_hook_op"}
 CODE = (*PACKAGES, "scripts", ".")
 
 
@@ -74,9 +71,7 @@ def test_only_the_seeds_api_takes_kwargs():
         f"{path}:{node.lineno} {node.name}"
         for path, tree in sources(*CODE).items()
         for node in functions(tree)
-        if node.args.kwarg is not None
-        and path.as_posix() not in MAY_TAKE_KWARGS
-        and not (path.parts[0] == "distill" and node.name in SEED_API)
+        if node.args.kwarg is not None and path.as_posix() not in MAY_TAKE_KWARGS
     ]
     assert wrong == []
 

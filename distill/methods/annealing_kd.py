@@ -22,12 +22,12 @@ When: the teacher is much larger than the student, and only its logits are at ha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
+from distill.context import LossContext
 from distill.registry import register
 from distill.stages import annealed_weight
 from distill.student import GLMStudent
@@ -58,23 +58,18 @@ class AnnealingKD(GLMStudent):
         yield from needs.labels("annealing_kd", run)
         yield from needs.squared_soft_labels("annealing_kd", run)
 
-    def pre_loss(
+    def prediction_terms(
         self,
         s_logits: Tensor,
         t_logits: Tensor | None,
-        loss: Tensor,
+        hard_loss: Tensor,
+        ctx: LossContext,
         *,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Tensor | float | dict[str, Tensor | float]:
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
         """The base class's, the teacher's logits times phi."""
         phi = annealed_weight(self.clock.progress, self.args.method.annealing_kd_max_t)
         if self.show_pre:
             self.add_summary("pre_loss/fai_t", phi)
-        return super().pre_loss(
-            s_logits, t_logits, loss, return_dict=return_dict, mse_t_w=phi, **kwargs
-        )
-
-    def needs_targets_only(self) -> bool:
-        """As the base class: phi changes nothing in that."""
-        return self.soft_labels.targets_only
+        weight = phi * teacher_weight
+        return super().prediction_terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)

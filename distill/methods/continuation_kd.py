@@ -30,8 +30,7 @@ When: as Annealing-KD, in one fine-tuning run instead of two.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -91,31 +90,29 @@ class ContinuationKD(GLMStudent):
         over = progress > flags.continuation_kd_psi_sep
         return 1.0 if over else progress / flags.continuation_kd_psi_denominator
 
-    def pre_loss(
+    def prediction_terms(
         self,
         s_logits: Tensor,
         t_logits: Tensor | None,
-        loss: Tensor,
+        hard_loss: Tensor,
+        ctx: LossContext,
         *,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Tensor | float | dict[str, Tensor | float]:
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
         """Hard labels times psi, soft ones of the samples beyond the margin times 1 - psi."""
         phi = annealed_weight(self.clock.progress, self.args.method.continuation_kd_max_t)
-        psi, ctx = self.psi(), LossContext(**kwargs)
+        psi, weight = self.psi(), phi * teacher_weight
         if self.show_pre:
             self.add_summary("pre_loss/fai_t", phi)
             self.add_summary("pre_loss/psi", psi)
-        each = kwargs | {"keep_batch": True}
-        parts = super().pre_loss(s_logits, t_logits, loss, return_dict=True, mse_t_w=phi, **each)
-        soft = parts["soft"]
+        each = replace(ctx, keep_batch=True)
+        terms = super().prediction_terms(s_logits, t_logits, hard_loss, each, teacher_weight=weight)
+        soft = terms["soft"]
         if isinstance(soft, Tensor):
             beyond = self._own_means(soft, ctx) > self.args.method.continuation_kd_margin * phi
             soft = soft * beyond
             soft = soft if ctx.keep_batch else soft.mean()
-        parts = {"soft": (1 - psi) * soft, "hard": psi * parts["hard"]}
-        total = parts["soft"] + parts["hard"]
-        return parts | {"loss": total} if return_dict else total
+        return {"soft": (1 - psi) * soft, "hard": psi * terms["hard"]}
 
     def _own_means(self, soft: Tensor, ctx: LossContext) -> Tensor:
         """Each sample's mean over its own rows; under D3 over all positions, as it comes in. [b]"""
@@ -124,7 +121,3 @@ class ContinuationKD(GLMStudent):
             return soft
         counts = rows.mask.reshape(len(soft), -1).sum(1).clamp(min=1)
         return soft * (rows.total / rows.num_samples) / counts
-
-    def needs_targets_only(self) -> bool:
-        """As the base class: weights of samples change nothing in that."""
-        return self.soft_labels.targets_only

@@ -24,9 +24,8 @@ When: the student is as wide as the teacher and only shallower.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
@@ -69,8 +68,9 @@ class DistilBERT(GLMStudent):
     Args = DistilBERTArgs
     as_captured = True
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **kwargs: Any):
-        super().__init__(language_model, args, **kwargs)
+    def add_parts(self) -> None:
+        """Labels of its own, and LayerNorms if asked for."""
+        args = self.args
         flags, own = args.method, dict.fromkeys(("distill_pt_soft", "distill_pt_hard"), True)
         own |= dict.fromkeys(("distill_pt_soft_ce", "distill_pt_soft_mse"), False)  # KL
         own["distill_soft_rate"] = flags.distilbert_alpha_ce
@@ -122,23 +122,18 @@ class DistilBERT(GLMStudent):
         distance = cosine_distance(student, teacher, rows=rows, keep_batch=ctx.keep_batch)
         return flags.distilbert_alpha_cos * distance
 
-    def pre_loss(
+    def prediction_terms(
         self,
         s_logits: Tensor,
         t_logits: Tensor | None,
-        loss: Tensor,
+        hard_loss: Tensor,
+        ctx: LossContext,
         *,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Tensor | float | dict[str, Tensor | float]:
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
         """Soft and hard labels by their alphas, in every stage: [] or, keep_batch, [b]."""
-        terms = self.soft_labels.terms(s_logits, t_logits, loss, LossContext(**kwargs))
-        soft, hard = terms.get("pt_soft", 0.0), terms.get("pt_hard", 0.0)
+        terms = self.soft_labels.terms(s_logits, t_logits, hard_loss, ctx)
         for kind, name in (("pt_soft", ALPHAS[0]), ("pt_hard", ALPHAS[1])):
             if self.show_pre and kind in terms:
                 self.add_summary(f"pre_loss/{name}", terms[kind])
-        return {"soft": soft, "hard": hard, "loss": soft + hard} if return_dict else soft + hard
-
-    def needs_targets_only(self) -> bool:
-        """Unless soft labels of all tokens are asked for."""
-        return self.soft_labels.targets_only
+        return {"soft": terms.get("pt_soft", 0.0), "hard": terms.get("pt_hard", 0.0)}

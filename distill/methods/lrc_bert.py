@@ -69,17 +69,17 @@ class LRCBERT(GLMStudent):
     Args = LRCBERTArgs
     as_captured = True
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
-        super().__init__(language_model, args, **show)
+    def add_parts(self) -> None:
+        """A projection for each teacher."""
         self.s_fit_dense = nn.ModuleList(
             Adapter(
-                args.model.hidden_size,
+                self.args.model.hidden_size,
                 teacher.hidden_size,
-                seed=(args.train.seed, "lrc_bert", t_no),
+                seed=(self.args.train.seed, "lrc_bert", t_no),
                 bias=False,
                 xavier=True,
             )
-            for t_no, teacher in enumerate(args.teachers)
+            for t_no, teacher in enumerate(self.args.teachers)
         )
         self._gradient: Tensor | None = None  # of the first pass at the embeddings
 

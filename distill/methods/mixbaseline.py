@@ -31,7 +31,7 @@ When: to see whether methods add to each other; the cost is about the sum of the
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -121,19 +121,27 @@ class MixBaseline(MixedStudent):
             captured = student if part.label == PROJECTS else shared
             yield part.label, self.part_loss(part, captured, teacher, ctx, again)
 
-    def pre_loss(
-        self, s_logits: Tensor, t_logits: Tensor | None, loss: Tensor, **kwargs: Any
-    ) -> Tensor | float:
-        """The base class's soft labels, then each method's."""
-        total: Tensor | float = 0.0
+    def prediction_terms(
+        self,
+        s_logits: Tensor,
+        t_logits: Tensor | None,
+        hard_loss: Tensor,
+        ctx: LossContext,
+        *,
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
+        """The base class's soft and hard labels, then each method's sum under its name."""
+        terms: dict[str, Tensor | float] = {}
         if self.args.program == "finetune" or not self.pre:
-            total = super().pre_loss(s_logits, t_logits, loss, **kwargs)
-            self.add_summary(f"pre_loss/{BASE}", total)
+            terms = super().prediction_terms(
+                s_logits, t_logits, hard_loss, ctx, teacher_weight=teacher_weight
+            )
+            self.add_summary(f"pre_loss/{BASE}", sum(terms.values(), start=0.0))
         for part in self.pre:
-            value = self.part_pre_loss(part, s_logits, t_logits, loss, LossContext(**kwargs))
+            value = self.part_pre_loss(part, s_logits, t_logits, hard_loss, ctx)
             self.add_summary(f"pre_loss/{part.label}", value)
-            total = total + value
-        return total
+            terms[part.label] = value
+        return terms
 
     def needs_targets_only(self) -> bool:
         """Whether that is so for all who look at logits."""

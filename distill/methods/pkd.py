@@ -24,7 +24,6 @@ When: the student is as wide as the teacher and starts from its layers.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,22 +99,17 @@ class PKD(GLMStudent):
             if self.show_inter:  # takes the place of what was logged for the yielded one
                 self.add_summary(f"inter_loss/{name}", loss)
 
-    def pre_loss(
+    def prediction_terms(
         self,
         s_logits: Tensor,
         t_logits: Tensor | None,
-        loss: Tensor,
+        hard_loss: Tensor,
+        ctx: LossContext,
         *,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Tensor | float | dict[str, Tensor | float]:
+        teacher_weight: float = 1.0,
+    ) -> dict[str, Tensor | float]:
         """(1 - alpha) hard + alpha soft, of the base class's; logged without these weights."""
         alpha = self.args.method.pkd_alpha
-        parts = super().pre_loss(s_logits, t_logits, loss, return_dict=True, **kwargs)
-        parts = {"soft": alpha * parts["soft"], "hard": (1 - alpha) * parts["hard"]}
-        total = parts["soft"] + parts["hard"]
-        return parts | {"loss": total} if return_dict else total
-
-    def needs_targets_only(self) -> bool:
-        """As the base class: the weights of `pre_loss` change nothing in that."""
-        return self.soft_labels.targets_only
+        weight = teacher_weight
+        terms = super().prediction_terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
+        return {"soft": alpha * terms["soft"], "hard": (1 - alpha) * terms["hard"]}

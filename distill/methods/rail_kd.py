@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
@@ -75,8 +75,9 @@ class RAILKD(DrawnLayers):
     Args = RAILKDArgs
     as_captured = True
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
-        super().__init__(language_model, args, **show)
+    def add_parts(self) -> None:
+        """A projection of the student and of each teacher."""
+        args = self.args
         number = len(self.student_points()) if args.method.rail_kd_concatenated else 1
         teachers = {f"t_fit_dense_{t_no}": t.hidden_size for t_no, t in enumerate(args.teachers)}
         for name, width in ({"s_fit_dense": args.model.hidden_size} | teachers).items():

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import mpu
 from config import ArgGroup, RunArgs, flag
@@ -63,10 +63,11 @@ class SID(StagedStudent):
 
     Args = SIDArgs
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
-        super().__init__(language_model, args, **show)
-        self.stages.timed = args.method.sid_lim_e == "avg"
-        self._asks = args.method.sid_accumulate_t > 0 and not self.stages.counted
+    def add_parts(self) -> None:
+        """Stages that end by time, by the loss or by both."""
+        super().add_parts()
+        self.stages.timed = self.args.method.sid_lim_e == "avg"
+        self._asks = self.args.method.sid_accumulate_t > 0 and not self.stages.counted
         self._call: Tensor | float = 0.0  # sum of the cosine terms of this call of the loss
         self._step: dict[int, list[Tensor]] = {}  # micro-batch -> such sums, of each teacher
 

@@ -22,9 +22,9 @@ When: widths differ, the number of heads does not.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
@@ -82,12 +82,12 @@ class TinyBERT(DrawnLayers):
 
     Args, as_captured = TinyBERTArgs, True
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **kwargs: Any):
-        super().__init__(language_model, args, **kwargs)
-        width, xavier = args.model.hidden_size, args.method.tinybert_fit_parallel
-        for t_no, teacher in enumerate(args.teachers):
+    def add_parts(self) -> None:
+        """One projection for all teachers or one each."""
+        width, xavier = self.args.model.hidden_size, self.args.method.tinybert_fit_parallel
+        for t_no, teacher in enumerate(self.args.teachers):
             if (name := self._fit(t_no)) not in self._modules:
-                seed = args.train.seed, name
+                seed = self.args.train.seed, name
                 self.add_module(name, Adapter(width, teacher.hidden_size, seed=seed, xavier=xavier))
 
     @classmethod

@@ -70,8 +70,9 @@ class UniversalKD(GLMStudent):
     Args = UniversalKDArgs
     as_captured = True
 
-    def __init__(self, language_model: nn.Module, args: RunArgs, **show: bool):
-        super().__init__(language_model, args, **show)
+    def add_parts(self) -> None:
+        """A classifier for each layer of each model."""
+        args = self.args
         self.s_fit_dense = self._classifiers("s", args.model.num_layers, args.model.hidden_size)
         for t_no, teacher in enumerate(args.teachers):
             theirs = self._classifiers(f"t{t_no}", teacher.num_layers, teacher.hidden_size)

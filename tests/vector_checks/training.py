@@ -132,12 +132,10 @@ def compare(
     result.exact(where + "names of terms", ours, list(names))
     for name, (_, a), e in zip(names, summary, values, strict=False):
         result.values(where + name, a, e)
-    entries = [float(g.abs().max()) for g in outcome.grads.values() if g is not None]
     for key, e in tensors.items():
         kind, _, name = key.partition(".")
         if kind == "grad":
-            of_run = max(entries, default=0.0)
-            _compare_gradient(result, where + key, outcome.grads.get(name), e, of_run)
+            _compare_gradient(result, where + key, outcome.grads.get(name), e)
         elif kind in ("s_logits", "t_logits"):
             number = name.partition(".")[0]
             a = getattr(outcome, kind)[int(number)]
@@ -147,13 +145,11 @@ def compare(
         _compare_norms(result, where, run["param_grad_norms"], outcome.grads)
 
 
-def _compare_gradient(
-    result: Result, what: str, actual: Tensor | None, expected: Tensor, of_run: float
-) -> None:
+def _compare_gradient(result: Result, what: str, actual: Tensor | None, expected: Tensor) -> None:
     if actual is None:
         result.fail(f"{what}: no gradient")
     else:
-        result.gradient(what, actual, expected, of_run)
+        result.gradient(what, actual, expected)
 
 
 def _compare_norms(
