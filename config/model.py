@@ -1,5 +1,6 @@
 """The architecture of a GLM: what its weights fit into."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ class ModelArgs(ArgGroup):
     block_position_encoding: bool = (
         True  # False: one row of positions, tables without the extra row
     )
+    map_vocab_size: float = 0.0  # ids that are kept (below 1: this fraction of them); 0: all
+    unmap_vocab_output: bool = False  # with it: logits over the rows of the word table
     compress_word_emb: int = flag(
         0,
         "width of the word table, projected to h and back as in ALBERT; 0: h",
@@ -49,6 +52,11 @@ class ModelArgs(ArgGroup):
         "inputs from this many entries of three neighbouring words each; 0: own word only",
         name="--ib_word_emb",
     )
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the word table: the vocabulary's size, or fewer with vocabulary compression."""
+        return mapped_rows(self.map_vocab_size, self.vocab_size)
 
     @property
     def inner_size(self) -> int:
@@ -93,6 +101,12 @@ def shape_problems(group: ArgGroup) -> Iterator[str]:
             f"{spelled['ib_word_emb']}: is more than word vectors have; "
             f"give at most {spelled['hidden_size']}"
         )
+
+
+def mapped_rows(map_vocab_size: float, vocab_size: int) -> int:
+    """Rows of a word table, from a number of ids (0, or not below all: all) or a fraction."""
+    wanted = map_vocab_size if map_vocab_size >= 1 else map_vocab_size * vocab_size
+    return math.ceil(wanted) if 0 < wanted < vocab_size else vocab_size
 
 
 def cut_sizes(group: ArgGroup) -> Iterator[str]:

@@ -7,7 +7,6 @@ checkpoints.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mpu
@@ -15,6 +14,7 @@ from config.model import ModelArgs
 from model.embedding import NeighbourWords, OwnWords
 from model.init import gathered_linear, normal
 from model.transformer import ParallelTransformer
+from model.vocab_map import VocabMap, VocabOutput
 from mpu import Recorder
 
 INIT_STD = 0.02
@@ -27,13 +27,24 @@ class VocabularyOutput(nn.Module):
     wants a product with the table calls this, also outside of the model's forward.
     """
 
-    def __init__(self, words: mpu.VocabParallelEmbedding):
+    def __init__(self, words: mpu.VocabParallelEmbedding, vocab_map: VocabMap | None = None):
+        """With `vocab_map` logits are over ids, else over rows of the table."""
         super().__init__()
-        self._words = (words,)  # hidden from nn.Module: its weight belongs to the input layer
+        self._parts = (words, vocab_map)  # hidden from nn.Module: they belong to the input layer
 
-    def forward(self, states: Tensor) -> Tensor:
-        """[..., h], replicated -> [..., v/p]; the gradient of states is summed over the ranks."""
-        return F.linear(mpu.copy_to_model_parallel_region(states), self._words[0].weight)
+    def forward(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """[..., h], replicated -> [..., v/p]; the gradient of states is summed over the ranks.
+
+        `columns` int64 [k]: of these entries only, [..., k/p].
+        """
+        output = self.output()
+        return (output if columns is None else output.of(columns)).logits(states)
+
+    def output(self) -> VocabOutput:
+        """The product's description: this rank's rows, and which of them the logits use."""
+        words, vocab_map = self._parts
+        rows = None if vocab_map is None else vocab_map.origin_id_to_target_pos
+        return VocabOutput(words.weight, rows)
 
 
 class GLMModel(nn.Module):
@@ -42,7 +53,8 @@ class GLMModel(nn.Module):
     Initial weights depend on `seed` alone, not on p: N(0, 0.02^2), and for the two projections that
     end on the residual stream N(0, 0.02^2 / 2L). Biases 0, LayerNorms 1 and 0.
 
-    What lies between table and stack is chosen here: see `model.embedding`.
+    What lies between table and stack is chosen here: see `model.embedding`. With fewer rows in the
+    table than ids, `vocab_map` says which row an id uses: see `model.vocab_map`.
     """
 
     def __init__(
@@ -70,10 +82,15 @@ class GLMModel(nn.Module):
         )
         self.decompress_emb_mlp.requires_grad_(output_predict)  # without, in checkpoints only
         self.word_embeddings = mpu.VocabParallelEmbedding(
-            args.vocab_size, narrow or width, init_method=init_method
+            args.table_rows, narrow or width, init_method=init_method
         )
-        self.vocabulary = VocabularyOutput(self.word_embeddings)
         self.transformer = ParallelTransformer(args, init_method, output_init_method)
+        self.vocab_map: VocabMap | None = None
+        if args.table_rows < args.vocab_size:
+            self.vocab_map = VocabMap(args.vocab_size, args.table_rows)
+        self.unmapped_output = args.unmap_vocab_output and self.vocab_map is not None
+        over_ids = None if self.unmapped_output else self.vocab_map
+        self.vocabulary = VocabularyOutput(self.word_embeddings, over_ids)
 
     def forward(
         self,
@@ -96,12 +113,13 @@ class GLMModel(nn.Module):
         is wanted: logits are [r, v/p]. The vocabulary product of the others is left out, unless the
         hook asks for it.
         Logits are gathered to the whole vocabulary v without `parallel_output`, and hidden states
-        [b, s, h] without `output_predict`.
+        [b, s, h] without `output_predict`. With `unmap_vocab_output` v is the rows of the table.
         With a hook: ((logits, *mems), captured).
         """
         recorder = Recorder(hook, hook_op)
         input_ids = recorder.edit("input_ids", input_ids=input_ids)
-        words = self.compress_emb_mlp(self.word_embeddings(input_ids))
+        rows = input_ids if self.vocab_map is None else self.vocab_map(input_ids)
+        words = self.compress_emb_mlp(self.word_embeddings(rows))
         words = self.ib_emb_mlp(words, attention_mask, bool(mems))
         recorder.add("words_embeddings", words)
         recorder.add("position_ids", position_ids)
@@ -119,6 +137,11 @@ class GLMModel(nn.Module):
         else:
             output = _pick(hidden, output_rows)
         return recorder.result((output, *new_mems))
+
+    @property
+    def label_map(self) -> VocabMap | None:
+        """The map from ids to this model's logits; None where logits are over ids."""
+        return self.vocab_map if self.unmapped_output else None
 
     def _logits(self, hidden: Tensor, rows: Tensor | None, recorder: Recorder) -> Tensor:
         """[b, s, h] -> [b, s, v/p] or [r, v/p]; v instead of v/p when gathered."""

@@ -17,6 +17,7 @@ BUILT = [
     "fwd_attention_scale",
     "fwd_no_block_position",
     "fwd_memory",
+    "fwd_map_vocab*",
     "fwd_cloze_heads",
     "fwd_albert",
     "fwd_compress_word_emb",

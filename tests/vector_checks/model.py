@@ -10,6 +10,7 @@ from torch import Tensor
 from config.model import ModelArgs
 from model.build import HeadSpec, add_head, parameter_groups
 from model.glm import GLMModel
+from model.vocab_map import PREFIX
 from mpu import hook_model
 from tests.vector_checks.common import FAILED, NOT_IMPLEMENTED, OK, Result, read_json, read_tensors
 
@@ -34,7 +35,10 @@ FIELDS = {
     "ib_hidden_size": "ib_hidden_size",
     "ib_ffn_num": "ib_ffn_num",
     "ib_word_emb": "ib_word_emb",
+    "map_vocab_size": "map_vocab_size",
+    "unmap_vocab_output": "unmap_vocab_output",
 }
+TABLES = "map_vocab."  # the seed's maps are no part of its weights
 OURS = ("parallel_output", "output_predict")  # arguments of GLMModel
 ANSWERS = ("text", "position", "mask", "target", "logit_mask")
 
@@ -52,8 +56,18 @@ def _model(case: Path, **changes: Any) -> GLMModel:
     options = {k: v for k, v in given.items() if k in OURS} | changes
     args = ModelArgs(**{FIELDS[k]: v for k, v in given.items() if k in FIELDS})
     model = GLMModel(args, **options)
-    model.load_state_dict(read_tensors(case, "student.safetensors"))
+    weights = read_tensors(case, "student.safetensors")
+    model.load_state_dict(weights | map_tables(case))
     return model.eval()
+
+
+def map_tables(case: Path) -> dict[str, Tensor]:
+    """The tables of a case's vocabulary map, by the names that we save them under."""
+    inputs = (
+        read_tensors(case, "inputs.safetensors") if (case / "inputs.safetensors").exists() else {}
+    )
+    tables = {k.removeprefix(TABLES): v for k, v in inputs.items() if k.startswith(TABLES)}
+    return {PREFIX + name: t.bool() if "mask" in name else t for name, t in tables.items()}
 
 
 def _check(case: Path, compare: Callable[[Path, Result], None]) -> list[Result]:
@@ -72,6 +86,15 @@ def _compare_forward(case: Path, result: Result) -> None:
     positions = inputs["position_ids" if "position_ids" in inputs else "position_id"]
     model = _model(case)
     for name, expected in read_tensors(case, "expected.safetensors").items():
+        if name == "map_input_to_ids_external":  # labels of what the model predicts
+            labels = inputs["target"]
+            labels = labels if model.label_map is None else model.label_map(labels)
+            result.exact(name, labels, expected)
+            continue
+        if name == "word_embeddings_before_map":
+            rows = model.vocab_map(torch.arange(len(expected)))
+            result.values(name, model.word_embeddings(rows), expected)
+            continue
         if name.startswith("mem") or name in ("logits_prefix", "logits_rest"):
             continue
         sep, rows = _separator(name, inputs, len(expected))
