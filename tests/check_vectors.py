@@ -6,7 +6,9 @@ of losses and forward values, that of gradients, and what went wrong. The exit c
 every line is ok.
 
 Tolerances: values 1e-4 relative, 1e-5 absolute; gradients 1e-3 relative, or 1e-5 of the largest
-entry of the run; ids, maps and shards exactly.
+entry of the tensor; ids, maps and shards exactly. Attention is summed in the order of the formula,
+as where the numbers were recorded: a fused kernel rounds differently, and a gradient that nearly
+cancels shows that.
 """
 
 import argparse

@@ -155,6 +155,35 @@ def test_unknown_keys_are_reported(seed_method):
         student.load_state_dict(student.state_dict() | {"student.nonsense": torch.zeros(1)})
 
 
+def test_parts_and_prediction_terms_are_all_a_method_needs_to_override():
+    class Halved(GLMStudent):
+        def add_parts(self):
+            self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+        def prediction_terms(self, s_logits, t_logits, hard_loss, ctx, *, teacher_weight=1.0):
+            weight = teacher_weight
+            terms = super().prediction_terms(
+                s_logits, t_logits, hard_loss, ctx, teacher_weight=weight
+            )
+            return {"soft": self.scale * terms["soft"], "hard": terms["hard"], "own": 7.0}
+
+    flags = (
+        "--student_model=kd",
+        "--distill_pt_soft",
+        "--distill_pt_soft_mse",
+        "--distill_pt_hard",
+    )
+    task, run = lm_task(), toy_run(*flags)
+    student = Halved(toy_student(run, task).origin_model, run)
+    assert "student.scale" in student.state_dict()
+    s, t = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 2.0]]])
+    parts = student.pre_loss(s, t, torch.tensor(10.0), return_dict=True, mse_t_w=0.5)
+    expected_soft = 0.5 * ((1 - 1.5) ** 2 + (2 - 1) ** 2) / 2
+    assert float(parts["soft"].detach()) == pytest.approx(expected_soft)
+    assert float(parts["loss"].detach()) == pytest.approx(expected_soft + 10 + 7)
+    assert student.pre_loss(s, t, torch.tensor(10.0), mse_t_w=0.5) == parts["loss"]
+
+
 def test_a_misspelt_keyword_is_an_error():
     # The seed swallowed `maks=` and so never masked a loss.
     student = toy_student(toy_run("--student_model=kd", "--distill_pt_soft"), lm_task())

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mpu
 from config import Compat, RunArgs, parse_args
@@ -307,6 +308,7 @@ def run_case(case: Path) -> list[Outcome]:
     return outcomes
 
 
+@sdpa_kernel(SDPBackend.MATH)
 def one_step(step: DistillStep, module: nn.Module, batch: Batch) -> Outcome:
     """Forward, backward, and everything the vectors tell of it."""
     module.zero_grad()
