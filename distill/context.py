@@ -1,6 +1,6 @@
 """Where a run is (`TrainState`), what a method sees of it (`Clock`), what a loss may know besides
 
-its tensors (`LossContext`)."""
+its tensors (`Predictions`, `LossContext`)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -55,6 +55,19 @@ class Clock:
     def progress(self) -> float:
         """Part of the run that is done, 0 to 1."""
         return self.iteration / max(1, self.total)
+
+
+Terms = dict[str, Tensor | float]  # losses by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What the loss of the prediction layer is made of."""
+
+    student: Tensor  # logits [b, s, v/p], or [n, v/p] of targets only, or [b, c] of choices
+    teacher: Tensor | None  # as the student's; None where no soft labels are in use
+    hard_loss: Tensor  # the student's, [] or [b]
+    teacher_weight: float = 1.0  # times the teacher's logits under the squared error (annealing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from config import ArgGroup, ConfigError, RunArgs
 from distill.capture import Captured, Hook, Point, merge_hooks
-from distill.context import Clock, LossContext
+from distill.context import Clock, LossContext, Predictions
 from distill.registry import METHODS, OWN_CLASS
 from distill.soft_labels import SoftLabels
 from distill.student import GLMStudent
@@ -298,13 +298,11 @@ class MixedStudent(GLMStudent):
         self._tell(part)
         return value * part.weight
 
-    def part_pre_loss(
-        self, part: Part, s_logits: Tensor, t_logits: Tensor | None, loss: Tensor, ctx: LossContext
-    ) -> Tensor | float:
+    def part_pre_loss(self, part: Part, given: Predictions, ctx: LossContext) -> Tensor | float:
         """`pre_loss` of a part, its terms told, times its weight."""
-        hard = loss if part.hard else torch.zeros_like(loss)
+        hard = given.hard_loss if part.hard else torch.zeros_like(given.hard_loss)
         method = getattr(self, part.label)
-        value = method.pre_loss(s_logits, t_logits, hard, **ctx.keywords())
+        value = method.pre_loss(given.student, given.teacher, hard, **ctx.keywords())
         self._tell(part)
         return value * part.weight
 

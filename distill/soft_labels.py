@@ -19,7 +19,7 @@ from typing import Self
 from torch import Tensor
 
 from config import Compat, DistillArgs, RunArgs
-from distill.context import LossContext
+from distill.context import LossContext, Predictions
 from distill.losses import kl, mse, soft_cross_entropy
 from distill.rows import Rows, masked_rows
 from mpu.layout import Layout
@@ -70,31 +70,19 @@ class SoftLabels:
         every = args.distill_wo_loss_mask or args.distill_only_mask_pad
         return not self.soft or not (every or self._ignores_mask)
 
-    def terms(
-        self,
-        student: Tensor,
-        teacher: Tensor | None,
-        hard_loss: Tensor,
-        context: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor]:
-        """`ft_soft`, `ft_hard` (or pt), those in use, already times their rates: [] or [b].
-
-        `teacher_weight` multiplies the teacher's logits under the squared error (annealing).
-        """
+    def terms(self, given: Predictions, context: LossContext) -> dict[str, Tensor]:
+        """`ft_soft`, `ft_hard` (or pt), those in use, already times their rates: [] or [b]."""
         terms = {}
         if self.soft:
-            assert teacher is not None, "soft labels need the teacher's logits"
-            soft = self._soft(student, teacher, context, teacher_weight)
+            soft = self._soft(given, context)
             terms[f"{self.stage}_soft"] = soft * self.args.distill_soft_rate
         if self.hard:
-            terms[f"{self.stage}_hard"] = hard_loss * self.args.distill_hard_rate
+            terms[f"{self.stage}_hard"] = given.hard_loss * self.args.distill_hard_rate
         return terms
 
-    def _soft(
-        self, student: Tensor, teacher: Tensor, context: LossContext, teacher_weight: float
-    ) -> Tensor:
+    def _soft(self, given: Predictions, context: LossContext) -> Tensor:
+        student, teacher = given.student, given.teacher
+        assert teacher is not None, "soft labels need the teacher's logits"
         options = {
             "layout": context.layout,
             "rows": self.rows(context),
@@ -102,7 +90,7 @@ class SoftLabels:
             "keep_batch": context.keep_batch,
         }
         if self.kind == MSE:
-            return mse(student, teacher * teacher_weight, **options)
+            return mse(student, teacher * given.teacher_weight, **options)
         temperature = self.args.distill_temperature
         if self.kind == KL:
             return kl(student, teacher, temperature=temperature, **options)

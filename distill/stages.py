@@ -6,9 +6,7 @@ where it was.
 
 import math
 
-from torch import Tensor
-
-from distill.context import Clock, LossContext
+from distill.context import Clock, LossContext, Predictions, Terms
 from distill.student import GLMStudent
 
 
@@ -65,20 +63,11 @@ class StagedStudent(GLMStudent):
         super().begin_pass(clock)
         self.stages.begin(clock.iteration, self.steps_of_stages(clock))
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """0.0 before the last stage."""
         if not self.stages.ended:
             return {"soft": 0.0, "hard": 0.0}
-        weight = teacher_weight
-        return super().prediction_terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
+        return super().prediction_terms(given, ctx)
 
 
 def annealed_weight(progress: float, steps: float) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mpu
 from config import ArgGroup, NoArgs, RunArgs
 from distill.capture import Captured, Hook, Point, logits, merge_hooks, to_hook
-from distill.context import Clock, LossContext
+from distill.context import Clock, LossContext, Predictions, Terms
 from distill.losses import kl, mse
 from distill.registry import METHODS
 from distill.soft_labels import SoftLabels
@@ -101,23 +101,12 @@ class GLMStudent(nn.Module):
         for name, s, t in self.pairs(ctx.t_no):
             yield name, self.loss(name, s, student[s], teacher[t], ctx)
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """{"soft", "hard"} of the prediction layer: [] or, ctx.keep_batch, [b]; 0.0 what is off.
 
-        `pre_loss` is the sum of all values. Logits [b, s, v/p] or, where `needs_targets_only`,
-        [n, v/p] of a language model, [b, c] of choices; ctx has their layout and rows.
-        `teacher_weight` multiplies the teacher's logits under the squared error (annealing).
+        `pre_loss` is the sum of all values; ctx has layout and rows of the logits.
         """
-        weight, stage = teacher_weight, self.soft_labels.stage
-        terms = self.soft_labels.terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
+        terms, stage = self.soft_labels.terms(given, ctx), self.soft_labels.stage
         if self.show_pre:
             for name, value in terms.items():
                 self.add_summary(f"pre_loss/{name}", value)
@@ -215,11 +204,13 @@ class GLMStudent(nn.Module):
         """Soft and hard loss of the prediction layer: [] or, keep_batch, [b]; 0.0 if none is on.
 
         `loss` is the student's hard loss, [] or [b]. return_dict: `prediction_terms` and "loss".
-        `mse_t_w`: its `teacher_weight`. Keywords are LossContext's fields; another one is a
-        TypeError.
+        `mse_t_w`: the weight of the teacher's logits in it. Keywords are LossContext's fields;
+        another one is a TypeError.
         """
-        ctx = LossContext(**kwargs)
-        terms = self.prediction_terms(s_logits, t_logits, loss, ctx, teacher_weight=mse_t_w)
+        given = Predictions(
+            student=s_logits, teacher=t_logits, hard_loss=loss, teacher_weight=mse_t_w
+        )
+        terms = self.prediction_terms(given, LossContext(**kwargs))
         total = sum(terms.values(), start=0.0)
         return terms | {"loss": total} if return_dict else total
 

@@ -21,13 +21,11 @@ When: the teacher is much larger than the student, and only its logits are at ha
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
-from distill.context import LossContext
+from distill.context import LossContext, Predictions, Terms
 from distill.registry import register
 from distill.stages import annealed_weight
 from distill.student import GLMStudent
@@ -58,18 +56,9 @@ class AnnealingKD(GLMStudent):
         yield from needs.labels("annealing_kd", run)
         yield from needs.squared_soft_labels("annealing_kd", run)
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """The base class's, the teacher's logits times phi."""
         phi = annealed_weight(self.clock.progress, self.args.method.annealing_kd_max_t)
         if self.show_pre:
             self.add_summary("pre_loss/fai_t", phi)
-        weight = phi * teacher_weight
-        return super().prediction_terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
+        return super().prediction_terms(replace(given, teacher_weight=phi), ctx)

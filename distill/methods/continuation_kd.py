@@ -36,7 +36,7 @@ from torch import Tensor
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
-from distill.context import LossContext
+from distill.context import LossContext, Predictions, Terms
 from distill.registry import register
 from distill.stages import annealed_weight
 from distill.student import GLMStudent
@@ -90,23 +90,15 @@ class ContinuationKD(GLMStudent):
         over = progress > flags.continuation_kd_psi_sep
         return 1.0 if over else progress / flags.continuation_kd_psi_denominator
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """Hard labels times psi, soft ones of the samples beyond the margin times 1 - psi."""
         phi = annealed_weight(self.clock.progress, self.args.method.continuation_kd_max_t)
-        psi, weight = self.psi(), phi * teacher_weight
+        psi = self.psi()
         if self.show_pre:
             self.add_summary("pre_loss/fai_t", phi)
             self.add_summary("pre_loss/psi", psi)
-        each = replace(ctx, keep_batch=True)
-        terms = super().prediction_terms(s_logits, t_logits, hard_loss, each, teacher_weight=weight)
+        weighted, each = replace(given, teacher_weight=phi), replace(ctx, keep_batch=True)
+        terms = super().prediction_terms(weighted, each)
         soft = terms["soft"]
         if isinstance(soft, Tensor):
             beyond = self._own_means(soft, ctx) > self.args.method.continuation_kd_margin * phi

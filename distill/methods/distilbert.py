@@ -31,7 +31,7 @@ from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
 from distill.adapters import OwnLayerNorm
 from distill.capture import Captured, Point, block_output, output
-from distill.context import LossContext
+from distill.context import LossContext, Predictions, Terms
 from distill.losses import cosine_distance
 from distill.registry import register
 from distill.soft_labels import SoftLabels, token_rows
@@ -122,17 +122,9 @@ class DistilBERT(GLMStudent):
         distance = cosine_distance(student, teacher, rows=rows, keep_batch=ctx.keep_batch)
         return flags.distilbert_alpha_cos * distance
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """Soft and hard labels by their alphas, in every stage: [] or, keep_batch, [b]."""
-        terms = self.soft_labels.terms(s_logits, t_logits, hard_loss, ctx)
+        terms = self.soft_labels.terms(given, ctx)
         for kind, name in (("pt_soft", ALPHAS[0]), ("pt_hard", ALPHAS[1])):
             if self.show_pre and kind in terms:
                 self.add_summary(f"pre_loss/{name}", terms[kind])

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill.capture import Captured
-from distill.context import LossContext
+from distill.context import LossContext, Predictions, Terms
 from distill.mix import BASE, PROJECTS, Lists, MixedStudent, projected, read_numbers, read_words
 from distill.registry import register
 from distill.soft_labels import SoftLabels
@@ -121,24 +121,14 @@ class MixBaseline(MixedStudent):
             captured = student if part.label == PROJECTS else shared
             yield part.label, self.part_loss(part, captured, teacher, ctx, again)
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """The base class's soft and hard labels, then each method's sum under its name."""
-        terms: dict[str, Tensor | float] = {}
+        terms: Terms = {}
         if self.args.program == "finetune" or not self.pre:
-            terms = super().prediction_terms(
-                s_logits, t_logits, hard_loss, ctx, teacher_weight=teacher_weight
-            )
+            terms = super().prediction_terms(given, ctx)
             self.add_summary(f"pre_loss/{BASE}", sum(terms.values(), start=0.0))
         for part in self.pre:
-            value = self.part_pre_loss(part, s_logits, t_logits, hard_loss, ctx)
+            value = self.part_pre_loss(part, given, ctx)
             self.add_summary(f"pre_loss/{part.label}", value)
             terms[part.label] = value
         return terms

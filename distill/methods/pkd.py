@@ -31,7 +31,7 @@ from torch import Tensor
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
 from distill.capture import Captured, Point, hidden
-from distill.context import LossContext
+from distill.context import LossContext, Predictions, Terms
 from distill.layer_maps import spaced
 from distill.losses import mse
 from distill.registry import register
@@ -99,17 +99,8 @@ class PKD(GLMStudent):
             if self.show_inter:  # takes the place of what was logged for the yielded one
                 self.add_summary(f"inter_loss/{name}", loss)
 
-    def prediction_terms(
-        self,
-        s_logits: Tensor,
-        t_logits: Tensor | None,
-        hard_loss: Tensor,
-        ctx: LossContext,
-        *,
-        teacher_weight: float = 1.0,
-    ) -> dict[str, Tensor | float]:
+    def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """(1 - alpha) hard + alpha soft, of the base class's; logged without these weights."""
         alpha = self.args.method.pkd_alpha
-        weight = teacher_weight
-        terms = super().prediction_terms(s_logits, t_logits, hard_loss, ctx, teacher_weight=weight)
+        terms = super().prediction_terms(given, ctx)
         return {"soft": alpha * terms["soft"], "hard": (1 - alpha) * terms["hard"]}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import Compat, DistillArgs
-from distill.context import LossContext
+from distill.context import LossContext, Predictions
 from distill.rows import Rows
 from distill.soft_labels import SoftLabels
 from mpu.layout import Layout
@@ -26,6 +26,13 @@ HARD = torch.tensor(2.0)
 def soft_labels(stage: str, compat: str = "", **switches: Any) -> SoftLabels:
     args = DistillArgs(distill_temperature=T, **switches)
     return SoftLabels(args=args, compat=Compat.parse(compat), stage=stage)
+
+
+def terms_of(
+    labels: SoftLabels, student: Tensor, teacher: Tensor, ctx: LossContext, weight: float = 1.0
+) -> dict[str, Tensor]:
+    given = Predictions(student=student, teacher=teacher, hard_loss=HARD, teacher_weight=weight)
+    return labels.terms(given, ctx)
 
 
 def logits(*shape: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +89,7 @@ def test_language_model_by_default(stage, kind, mask):
     labels = soft_labels(
         stage, **{f"distill_{stage}_soft": True}, **STAGES[stage][kind], **MASKS[mask]
     )
-    terms = labels.terms(student, teacher, HARD, lm_context())
+    terms = terms_of(labels, student, teacher, lm_context())
     rows = TARGETS if mask == "targets" else TOKENS
     scale = 1 if kind == "mse" else T**2
     expected = scale * (row_losses(kind, student, teacher) * rows).sum() / rows.sum()
@@ -95,7 +102,7 @@ def test_language_model_as_in_the_seed(stage, kind, mask):
     student, teacher = logits(2, 5, 8)
     switches = {f"distill_{stage}_soft": True} | STAGES[stage][kind] | MASKS[mask]
     labels = soft_labels(stage, "glmkd", **switches)
-    (actual,) = labels.terms(student, teacher, HARD, lm_context(d3=True)).values()
+    (actual,) = terms_of(labels, student, teacher, lm_context(d3=True)).values()
     rows = {"targets": TARGETS, "tokens": (LABELS > 0).float(), "all": torch.ones(2, 5)}[mask]
     if kind == "mse" and stage == "ft":
         rows = torch.ones(2, 5)  # D1
@@ -113,7 +120,7 @@ def test_choices(kind, compat):
     context = LossContext(
         rows={"samples": Rows(torch.ones(2), torch.tensor(2.0), 2)}, class_mask=mask
     )
-    (actual,) = labels.terms(student, teacher, HARD, context).values()
+    (actual,) = terms_of(labels, student, teacher, context).values()
     if compat:
         expected = row_losses(kind, student, teacher).mean()
     else:  # the second sample has two real choices
@@ -129,7 +136,7 @@ def test_single_defects_can_be_chosen():
     by = {}
     for compat in ("", "D1", "D2", "D3"):
         labels = soft_labels("ft", compat, distill_ft_soft=True)
-        by[compat] = labels.terms(student, teacher, HARD, context)["ft_soft"]
+        by[compat] = terms_of(labels, student, teacher, context)["ft_soft"]
     torch.testing.assert_close(by["D2"] * T**2, by[""])
     torch.testing.assert_close(by["D1"], by[""])  # concerns the squared error only
     assert soft_labels("ft", "D1", distill_ft_soft=True, distill_ft_soft_mse=True).kind == "mse"
@@ -143,7 +150,7 @@ def test_rates_and_hard_labels():
         "distill_soft_rate": 0.5,
         "distill_hard_rate": 0.25,
     }
-    terms = soft_labels("pt", **switches).terms(student, teacher, HARD, lm_context())
+    terms = terms_of(soft_labels("pt", **switches), student, teacher, lm_context())
     expected = T**2 * (row_losses("kl", student, teacher) * TARGETS).sum() / TARGETS.sum()
     assert list(terms) == ["pt_soft", "pt_hard"]
     torch.testing.assert_close(terms["pt_soft"], 0.5 * expected)
@@ -169,13 +176,13 @@ def test_rates_and_hard_labels():
 )
 def test_switches_of_the_other_stage_and_zero_rates_do_nothing(stage, switches):
     student, teacher = logits(2, 5, 8)
-    assert soft_labels(stage, **switches).terms(student, teacher, HARD, lm_context()) == {}
+    assert terms_of(soft_labels(stage, **switches), student, teacher, lm_context()) == {}
 
 
 def test_the_teachers_weight_is_for_the_squared_error():
     student, teacher = logits(2, 5, 8)
     labels = soft_labels("pt", distill_pt_soft=True, distill_pt_soft_mse=True)
-    actual = labels.terms(student, teacher, HARD, lm_context(), teacher_weight=0.5)["pt_soft"]
+    actual = terms_of(labels, student, teacher, lm_context(), 0.5)["pt_soft"]
     expected = (row_losses("mse", student, teacher / 2) * TARGETS).sum() / TARGETS.sum()
     torch.testing.assert_close(actual, expected)
 
@@ -183,7 +190,7 @@ def test_the_teachers_weight_is_for_the_squared_error():
 def test_a_masked_row_of_the_seeds_cross_entropy_counts_log_v():
     student, teacher = logits(2, 5, 8)
     labels = soft_labels("pt", "glmkd", distill_pt_soft=True, distill_pt_soft_ce=True)
-    actual = labels.terms(student, teacher, HARD, lm_context(d3=True))["pt_soft"]
+    actual = terms_of(labels, student, teacher, lm_context(d3=True))["pt_soft"]
     inside = (row_losses("ce", student, teacher) * TARGETS).sum()
     expected = (inside + 7 * math.log(8)) / 10
     torch.testing.assert_close(actual, expected)

@@ -160,11 +160,8 @@ def test_parts_and_prediction_terms_are_all_a_method_needs_to_override():
         def add_parts(self):
             self.scale = torch.nn.Parameter(torch.tensor(0.5))
 
-        def prediction_terms(self, s_logits, t_logits, hard_loss, ctx, *, teacher_weight=1.0):
-            weight = teacher_weight
-            terms = super().prediction_terms(
-                s_logits, t_logits, hard_loss, ctx, teacher_weight=weight
-            )
+        def prediction_terms(self, given, ctx):
+            terms = super().prediction_terms(given, ctx)
             return {"soft": self.scale * terms["soft"], "hard": terms["hard"], "own": 7.0}
 
     flags = (
