@@ -15,7 +15,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,8 @@ from types import FrameType
 from typing import Any
 
 from config import ConfigError, parse_args
-from scripts.quickstart import StepError, tail
+from distill.tune.process import start, stop, tail
+from scripts.quickstart import StepError
 
 HEAD_WIDTH = 64  # of every published GLM
 SHAPE = ("num_layers", "hidden_size", "num_attention_heads")
@@ -42,7 +42,6 @@ OWN = {
     **{f"--{who}_{name}": "--models before `--`" for who in ("teacher", "mt") for name in SHAPE},
 }
 SUMMARY = "summary.json"
-GRACE = 10  # seconds that a program has to end when the chain is stopped
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def plan(options: argparse.Namespace, flags: Sequence[str]) -> list[Stage]:
     models = [Model(options.teacher, options.models[0])]
     starts = options.start or ["-"] * (len(options.models) - 1)
     stages = []
-    for number, (size, start) in enumerate(zip(options.models[1:], starts, strict=True), start=1):
+    for number, (size, initial) in enumerate(zip(options.models[1:], starts, strict=True), start=1):
         name = f"{number}-{size.layers}x{size.hidden}"
         teachers = tuple(models if options.dense else models[-1:])
         models.append(Model(str(Path(options.save) / name), size))
@@ -119,8 +118,8 @@ def plan(options: argparse.Namespace, flags: Sequence[str]) -> list[Stage]:
         ]  # fmt: skip
         if options.truncate:
             command.append(f"--student_truncate_tn={len(teachers) - 1}")
-        if start != "-":
-            command.append(f"--load-pretrained={start}")
+        if initial != "-":
+            command.append(f"--load-pretrained={initial}")
         log = Path(options.save) / "logs" / f"{name}.log"
         stages.append(Stage(name, models[-1], teachers, (*command, *flags), log))
     return stages
@@ -213,33 +212,17 @@ def run_stage(stage: Stage, launcher: Sequence[str]) -> None:
     words = [*launcher, *stage.command]
     if "--overwrite" not in stage.command and stage.folder.exists():
         words.append("--overwrite")  # it is ours: see `occupied`
-    stage.log.parent.mkdir(parents=True, exist_ok=True)
-    with stage.log.open("wb") as log:
-        log.write(f"{stage.text}\n".encode())
-        log.flush()
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            status = process.wait()
-        finally:
-            stop(process)  # that is only still running if the wait was interrupted
+    process = start(words, stage.log, title=stage.text)
+    try:
+        status = process.wait()
+    finally:
+        stop(process)  # that is only still running if the wait was interrupted
     if status:
         raise StepError(f"exit status {status}; see {stage.log}\n{tail(stage.log)}")
     if not has_weights(stage):
         raise StepError(
             f"ended without weights in {stage.folder}; leave out flags that keep it from saving"
         )
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End a program if it is running, kindly at first."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def number_done(stages: Sequence[Stage]) -> int:

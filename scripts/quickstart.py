@@ -10,12 +10,13 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from distill.tune.devices import environment, num_cores
+from distill.tune.process import start, tail
 from scripts.quickstart_plan import FULL, SMOKE, Plan, Step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,8 @@ class Runner:
         self.plan, self.jobs = plan, jobs
         self.marks, self.logs = (Path(plan.out) / name for name in ("done", "logs"))
         self.keys = step_keys(plan.steps)
+        # Two steps with half the threads each are faster than one after the other with all.
+        self.environment = environment(jobs)
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -69,29 +72,15 @@ class Runner:
         mark.unlink(missing_ok=True)
         print(f"{number} {step.about} ...", flush=True)
         begin = time.monotonic()
-        with log.open("wb") as file:
-            command = [sys.executable, *step.command]
-            file.write(f"{shlex.join(['python', *step.command])}\n".encode())
-            file.flush()
-            done = subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=self._environment()
-            )
+        process = start(["python", *step.command], log, self.environment, cwd=ROOT)
+        status = process.wait()
         seconds = time.monotonic() - begin
-        if done.returncode:
-            raise StepError(f"{step.about}: exit status {done.returncode}; see {log}\n{tail(log)}")
+        if status:
+            raise StepError(f"{step.about}: exit status {status}; see {log}\n{tail(log)}")
         content = {"key": self.keys[step.name], "command": step.command, "seconds": seconds}
         mark.write_text(json.dumps(content, indent=2), encoding="utf-8")
         total = time.monotonic() - self.started
         print(f"{number} {step.about}: {seconds:.0f} s, {total / 60:.1f} min in all", flush=True)
-
-    def _environment(self) -> dict[str, str]:
-        # Two steps with half the threads each are faster than one after the other with all.
-        threads = max(1, min(8, num_cores() // self.jobs))
-        # glibc: keep freed memory. By default each large tensor is a new mapping, and page faults
-        # take up to a quarter of a step.
-        memory = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-        own = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        return memory | os.environ | own
 
 
 def step_keys(steps: list[Step]) -> dict[str, str]:
@@ -101,18 +90,6 @@ def step_keys(steps: list[Step]) -> dict[str, str]:
         text = json.dumps([step.command, [keys[name] for name in step.needs]])
         keys[step.name] = hashlib.sha256(text.encode()).hexdigest()
     return keys
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log; of a progress bar its last state."""
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    kept = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
-    return "\n".join(kept[-lines:]).rstrip()
 
 
 def main(argv: list[str] | None = None) -> int:
