@@ -17,6 +17,7 @@ data-parallel one). In a group of one every op returns its input itself and call
 writes into its input. Backwards are made of the same ops, so they can be differentiated again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,70 +56,41 @@ def all_gathered(x: Tensor, group: ProcessGroup) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-class _Copy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
+def _same(x: Tensor, group: ProcessGroup) -> Tensor:
+    return x.view_as(x)
+
+
+def _own_slice(x: Tensor, group: ProcessGroup) -> Tensor:
+    shards = split_tensor_along_last_dim(x, dist.get_world_size(group))
+    return shards[dist.get_rank(group)].clone(memory_format=torch.contiguous_format)
+
+
+Collective = Callable[[Tensor, ProcessGroup], Tensor]
+
+
+class _Collective(torch.autograd.Function):
+    """One of the functions above forward, another backward; again differentiable."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Reduce.apply(grad, ctx.group), None
-
-
-class _Reduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_reduced(x, group)
+    def forward(
+        ctx: Any, x: Tensor, group: ProcessGroup, there: Collective, back: Collective
+    ) -> Tensor:
+        ctx.group, ctx.there, ctx.back = group, there, back
+        return there(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Copy.apply(grad, ctx.group), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Collective.apply(grad, ctx.group, ctx.back, ctx.there), None, None, None
 
 
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        shards = split_tensor_along_last_dim(x, dist.get_world_size(group))
-        return shards[dist.get_rank(group)].clone(memory_format=torch.contiguous_format)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Gather.apply(grad, ctx.group), None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_gathered(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Scatter.apply(grad, ctx.group), None
-
-
-class _SumAcross(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_reduced(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _SumAcross.apply(grad, ctx.group), None
-
-
-def _apply(function: type, x: Tensor, group: ProcessGroup | None) -> Tensor:
+def _apply(x: Tensor, group: ProcessGroup | None, there: Collective, back: Collective) -> Tensor:
     group, size = _resolve(group)
-    return x if size == 1 else function.apply(x, group)
+    return x if size == 1 else _Collective.apply(x, group, there, back)
 
 
 def copy_to_model_parallel_region(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Identity forward, all-reduce backward (f of arXiv 1909.08053). [...] -> [...]"""
-    return _apply(_Copy, x, group)
+    return _apply(x, group, _same, all_reduced)
 
 
 def reduce_from_model_parallel_region(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -126,12 +98,12 @@ def reduce_from_model_parallel_region(x: Tensor, group: ProcessGroup | None = No
 
     For partial results when everything after is the same on all ranks.
     """
-    return _apply(_Reduce, x, group)
+    return _apply(x, group, all_reduced, _same)
 
 
 def scatter_to_model_parallel_region(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Own slice of the last dim forward, all-gather backward. [..., x] -> [..., x/p]"""
-    return _apply(_Scatter, x, group)
+    return _apply(x, group, _own_slice, all_gathered)
 
 
 def gather_from_model_parallel_region(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -139,7 +111,7 @@ def gather_from_model_parallel_region(x: Tensor, group: ProcessGroup | None = No
 
     What follows must be the same on all ranks.
     """
-    return _apply(_Gather, x, group)
+    return _apply(x, group, all_gathered, _own_slice)
 
 
 def sum_across_model_parallel_region(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -147,7 +119,7 @@ def sum_across_model_parallel_region(x: Tensor, group: ProcessGroup | None = Non
 
     For a total that each rank then uses with its own shard.
     """
-    return _apply(_SumAcross, x, group)
+    return _apply(x, group, all_reduced, all_reduced)
 
 
 def max_across(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
