@@ -102,6 +102,7 @@ def build_pretrain_loaders(
     corrupt = span_corruption(blocks, tokenizer, block_position=block_position)
 
     def loader(part: int, stream: str, seed: int, sampler: StepSampler) -> StepLoader | None:
+        """Of one part of the corpus; None where it has no documents."""
         documents, numbers = parts[part]
         if documents is None:
             return None

@@ -76,6 +76,7 @@ class _SoftRows(torch.autograd.Function):
         temperature: float,
         cross_entropy: bool,
     ) -> Tensor:
+        """[N, v/p] twice -> [N]; keeps two numbers a row."""
         pair = student, teacher
         size = [2, len(student)]
         normalisers = torch.empty(size, dtype=torch.float32, device=student.device)
@@ -100,6 +101,7 @@ class _SoftRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """[N] -> the student's gradient [N, v/p]."""
         student, teacher, columns, normalisers = ctx.saved_tensors
         result = torch.empty_like(student)
         scale = grad / ctx.temperature

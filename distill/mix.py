@@ -345,6 +345,7 @@ def recomputed(method: GLMStudent, loss: Callable[[], Tensor | float]) -> Tensor
     then = [each.clock for each in methods]
 
     def compute() -> Tensor | float:
+        """`loss()` at the clocks of then."""
         now = [each.clock for each in methods]
         _turn(methods, then)
         try:

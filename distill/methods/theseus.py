@@ -115,6 +115,7 @@ class Theseus(GLMStudent):
         stacks, drawn = [_stack(model) for model in teacher_models], self.draw_blocks()
 
         def self_layers(self_layers: list[nn.Module]) -> list[Block]:
+            """The stack with some blocks replaced."""
             mixed: list[Block] = []
             for i, (own, t_no) in enumerate(zip(self_layers, drawn, strict=True)):
                 if t_no is None:
