@@ -9,6 +9,7 @@ from config.data import TOKENIZERS_BUILT, parse_split
 from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
+from config.zero import zero_problems, zero_without_gpu
 
 if TYPE_CHECKING:
     from config.run import RunArgs
@@ -65,7 +66,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     },
     "parallel": {
         "model_parallel_size": AT_LEAST_ONE,
-        "zero_stage": (lambda x: x in (0, 1, 2), "must be 0, 1 or 2; 3 is not supported yet"),
+        "zero_stage": (lambda x: x in (0, 1, 2, 3), "must be 0, 1, 2 or 3"),
     },
     "evaluation": {
         "eval_batch_size": AT_LEAST_ONE,
@@ -203,6 +204,7 @@ def _processes(run: "RunArgs") -> Iterator[str]:
             f"--deepspeed_config={run.parallel.deepspeed_config}: needs --deepspeed; "
             "leave it out to train with plain PyTorch"
         )
+    yield from zero_problems(run)
 
 
 def _distillation(run: "RunArgs") -> Iterator[str]:
@@ -319,6 +321,7 @@ def _without_gpu(run: "RunArgs") -> Iterator[str]:
             fp16 = _flag(run, t_no, "fp16")
             bf16 = "--teacher_bf16" if fp16.startswith("--teacher") else "--mt_bf16"
             yield f"{fp16}: needs a GPU; use {bf16}, or leave both out for fp32"
+    yield from zero_without_gpu(run)
     if run.parallel.distributed_backend == "nccl":
         yield "--distributed-backend=nccl: needs a GPU; use gloo, or leave it out"
 

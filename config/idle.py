@@ -8,6 +8,7 @@ from config.group import ArgGroup
 from config.notes import warn
 from config.tasks import FinetuneArgs
 from config.teachers import MultiTeacherArgs
+from config.zero import warn_idle_zero
 
 if TYPE_CHECKING:
     from config.run import RunArgs
@@ -161,6 +162,7 @@ def warn_unused(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> None:
     for flag in _of_others(run, groups):
         chosen = f"--student_model={run.distill.student_model}"
         _tell([flag], f"with {chosen}" + (f" --multi_teacher_model={combiner}" if combiner else ""))
+    warn_idle_zero(run)
 
 
 def _overruled(run: "RunArgs") -> Iterable[tuple[str, str]]:

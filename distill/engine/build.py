@@ -32,6 +32,7 @@ from distill.engine.checkpoint import (
 from distill.engine.launch import Runtime, launch
 from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open_run_dir
 from distill.engine.trainer import Trainer
+from distill.engine.weights import whole_shape
 from distill.engine.wrap import Engine
 from distill.live import EmptyGLM, add_live_teachers, check_empty, restore_combiner
 from distill.step import check_method
@@ -196,9 +197,9 @@ def count_parameters(module: nn.Module) -> int:
     sharded = replicated = 0
     for parameter in module.parameters():
         if mpu.partition_of(parameter) is None:
-            replicated += parameter.numel()
+            replicated += whole_shape(parameter).numel()
         else:
-            sharded += parameter.numel()
+            sharded += whole_shape(parameter).numel()
     return replicated + sharded * mpu.get_model_parallel_world_size()
 
 

@@ -29,12 +29,12 @@ from config.saved import FILE as CONFIG_FILE
 from config.saved import NO_PATH, TRACKER, saved_tokenizer
 from distill.engine import files
 from distill.engine.launch import Runtime
+from distill.engine.weights import MODEL_FILE, fill, gathered, whole_shape, write_weights
 from distill.engine.wrap import Engine
 
 log = logging.getLogger(__name__)
 
 BEST_TRACKER = "best_checkpointed_iteration.txt"
-MODEL_FILE = "mp_rank_{:02d}_model_states.pt"
 BEST, FINAL = "best", "final"
 #: Parameters beside the GLM. Missing in a file they stay as they are, unknown ones are left out.
 OWN_PARTS = ("student.", "pool_layer.", "multichoice_head.")
@@ -119,7 +119,7 @@ def load_weights(
     where = f"{what}: {file}"
     if part:
         saved, where = _below(part, saved, where), f"{where} ({part}*)"
-    module.load_state_dict(_merge(saved, module.state_dict(), where))
+    fill(module, _merge(saved, module.state_dict(keep_vars=True), where))
     log.info("%s: weights of %s%s", what, folder, f" ({part}*)" if part else "")
     return read_config(path)
 
@@ -211,18 +211,21 @@ def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict
     """The saved tensors, completed to what the module has. ValueError with every problem."""
     problems, merged, fresh, widened = [], dict(own), [], []
     for key, value in own.items():
+        shape = whole_shape(value)
         if key not in saved:
             if key.startswith(OWN_PARTS):
                 fresh.append(key)
             else:
-                problems.append(f"{key}: missing; the model has {list(value.shape)}")
-        elif saved[key].shape == value.shape:
+                problems.append(f"{key}: missing; the model has {list(shape)}")
+        elif saved[key].shape == shape:
             merged[key] = saved[key]
-        elif _shorter_table(key, saved[key], value):
-            widened.append(f"{key}: {len(saved[key])} rows in the file, {len(value)} in the model")
-            merged[key] = torch.cat([saved[key].to(value.dtype), value[len(saved[key]) :].cpu()])
+        elif _shorter_table(key, saved[key], shape):
+            widened.append(f"{key}: {len(saved[key])} rows in the file, {shape[0]} in the model")
+            with gathered(value):
+                last = value.detach()[len(saved[key]) :].cpu()
+                merged[key] = torch.cat([saved[key].to(value.dtype), last])
         else:
-            problems.append(f"{key}: {list(saved[key].shape)}, the model has {list(value.shape)}")
+            problems.append(f"{key}: {list(saved[key].shape)}, the model has {list(shape)}")
     left = [key for key in saved if key not in own]
     problems += [
         f"{key}: {list(saved[key].shape)}, the model has none"
@@ -241,9 +244,9 @@ def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict
     return merged
 
 
-def _shorter_table(key: str, saved: Tensor, own: Tensor) -> bool:
-    same_width = saved.dim() == 2 and saved.shape[1:] == own.shape[1:]
-    return bool(WIDENED.fullmatch(key)) and same_width and len(saved) < len(own)
+def _shorter_table(key: str, saved: Tensor, shape: torch.Size) -> bool:
+    same_width = saved.dim() == 2 and saved.shape[1:] == shape[1:]
+    return bool(WIDENED.fullmatch(key)) and same_width and len(saved) < shape[0]
 
 
 # Writing and resuming -----------------------------------------------------------------------------
@@ -356,8 +359,8 @@ class Checkpoints:
         self.runtime.barrier()
         if resumable:
             engine.save(temporary, client)
-        elif mpu.get_data_parallel_rank() == 0:
-            _write_weights(temporary, engine.module, client)
+        else:
+            write_weights(temporary, engine.module, client)
         if self.runtime.is_main:
             described = self._config | {"engine": engine.kind, "resumable": resumable}
             files.write_json(temporary / CONFIG_FILE, described)
@@ -373,9 +376,3 @@ class Checkpoints:
         if self.runtime.is_main and not (only_if_missing and (self.folder / tracker).is_file()):
             files.write_text(self.folder / tracker, tag)
         self.runtime.barrier()
-
-
-def _write_weights(folder: Path, module: nn.Module, client: dict[str, Any]) -> None:
-    weights = {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
-    file = folder / MODEL_FILE.format(mpu.get_model_parallel_rank())
-    files.write_tensors(file, {"module": weights, **client})

@@ -1,4 +1,4 @@
-"""The engine on DeepSpeed: ZeRO 0, 1, 2, its launcher's processes, its checkpoints.
+"""The engine on DeepSpeed: ZeRO 0, 1, 2, 3, its launcher's processes, its checkpoints.
 
 The JSON that the run resolved is handed over as it is. AdamW is torch's, built here, so that every
 engine computes the same update and nothing is compiled; only where optimizer states are offloaded
@@ -21,7 +21,9 @@ from config import ConfigError, RunArgs
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.optimizer import build_optimizer, set_lr
+from distill.engine.weights import write_weights
 from distill.engine.wrap import Engine, StepResult, given, poison_unless_finite, reach_all
+from distill.engine.zero3 import partition
 from model.build import parameter_groups
 
 
@@ -36,7 +38,11 @@ class DeepSpeedEngine(Engine):
         self.stage = zero.get("stage", 0)
         self.kind = f"deepspeed stage {self.stage}"
         self.device = runtime.device
-        self.module = module.to(self.device)
+        self.module = module
+        if self.stage == 3:
+            partition(module, config, self.device)
+        else:
+            module.to(self.device)
         self._trainable = [p for p in module.parameters() if p.requires_grad]
         own = "offload_optimizer" in zero and runtime.device.type != "cpu"
         self._engine, *_ = deepspeed.initialize(
@@ -109,6 +115,8 @@ class DeepSpeedEngine(Engine):
         self._engine.save_checkpoint(
             str(folder.parent), tag=folder.name, client_state=client, save_latest=False
         )
+        if self.stage == 3:  # DeepSpeed's files hold parts; this one is anyone's
+            write_weights(folder, self.module, client)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """DeepSpeed's own files, read by `SafeCheckpointEngine`."""

@@ -13,9 +13,9 @@ from config import RunArgs
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.optimizer import build_optimizer, set_lr
+from distill.engine.weights import MODEL_FILE
 from distill.engine.wrap import Engine, StepResult, given, poison_unless_finite, reach_all
 
-MODEL_FILE = "mp_rank_{:02d}_model_states.pt"
 OPTIMIZER_FILE = "mp_rank_{:02d}_optim_states.pt"
 
 

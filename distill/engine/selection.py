@@ -19,6 +19,7 @@ from distill.engine.checkpoint import BEST, FINAL, Checkpoints
 from distill.engine.evaluate import Evaluation, evaluate
 from distill.engine.launch import Runtime
 from distill.engine.run_dir import RESULTS, TEST_RESULTS, predictions_file
+from distill.engine.weights import fill, whole_weights
 from distill.engine.wrap import Engine
 from tasks.base import Task
 
@@ -105,14 +106,13 @@ class Selection:
         if self.checkpoints.writes:
             self.checkpoints.save_weights(self.engine, BEST, self.state.state_dict())
         else:
-            weights = self.engine.module.state_dict()
-            self._best_weights = {k: v.detach().to("cpu", copy=True) for k, v in weights.items()}
+            self._best_weights = whole_weights(self.engine.module, everywhere=True)
 
     def _restore(self) -> None:
         if self.checkpoints.writes:
             self.checkpoints.load_best(self.engine)
         elif self._best_weights is not None:
-            self.engine.module.load_state_dict(self._best_weights)
+            fill(self.engine.module, self._best_weights)
 
     def _results(self) -> dict[str, Any]:
         return {

@@ -45,7 +45,7 @@ def test_complete_commands_pass():
         ("--batch-size=0", "must be at least 1"),
         ("--gradient-accumulation-steps=0", "must be at least 1"),
         ("--adam-beta2=1", "must be in [0, 1)"),
-        ("--zero_stage=3", "must be 0, 1 or 2"),
+        ("--zero_stage=4", "must be 0, 1, 2 or 3"),
         ("--lr-decay-style=exponential", "use --lr-decay-style=constant"),
         ("--compat=D4", "unknown D4"),
         ("--tokenizer-type=ChineseSPTokenizer", "is not supported yet"),

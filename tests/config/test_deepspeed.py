@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from config import RunArgs
+from config import ConfigError, RunArgs, check_hardware
 from config.deepspeed import SETTINGS
 from tests.config.common import PRETRAIN, finetune, pretrain, problems
 from tests.house import ROOT
@@ -153,15 +153,15 @@ def test_nan_checks_cannot_be_switched_off(run_with, caplog):
 
 
 def test_ranges_name_who_gave_the_value(mistakes):
-    stage = {"zero_optimization": {"stage": 3}}
+    stage = {"zero_optimization": {"stage": 4}}
     (problem,) = mistakes(stage)
     assert problem.startswith("--deepspeed_config=")
-    assert "ds.json: zero_optimization.stage=3: must be 0, 1 or 2" in problem
+    assert "ds.json: zero_optimization.stage=4: must be 0, 1, 2 or 3" in problem
     assert mistakes(stage, "--zero_stage=1") == (problem,)
-    (problem,) = mistakes(stage, "--zero_stage=4", "--args_to_ds_config")
+    (problem,) = mistakes(stage, "--zero_stage=5", "--args_to_ds_config")
+    assert problem.startswith("--zero_stage=5: must be")
+    (problem,) = mistakes({}, "--zero_stage=4")
     assert problem.startswith("--zero_stage=4: must be")
-    (problem,) = mistakes({}, "--zero_stage=3")
-    assert problem.startswith("--zero_stage=3: must be")
 
 
 def test_args_to_ds_config(run_with, caplog):
@@ -243,6 +243,20 @@ def test_offload(run_with, content, flags):
     assert run.deepspeed["zero_optimization"] == expected
 
 
+def test_offload_without_zero_is_told(run_with, caplog):
+    run_with({}, "--cpu_offload")
+    assert caplog.messages == [
+        "--cpu_offload: has no effect with ZeRO stage 0; --args_to_ds_config --zero_stage=1 for one"
+    ]
+
+
+def test_quantised_communication_needs_a_gpu(run_with):
+    run = run_with({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}})
+    with pytest.raises(ConfigError, match="zero_quantized_weights: needs a GPU; leave it out"):
+        check_hardware(run, cuda=False, world_size=2)
+    check_hardware(run, cuda=True, world_size=2)
+
+
 def test_blocks_without_effect_are_told_and_left_out(run_with, caplog):
     content = JSON | {"train_batch_size": 64, "scheduler": {"type": "WarmupLR"}}
     run = run_with(content)
@@ -277,7 +291,23 @@ def test_torch_adam_of_the_json_stays(run_with):
         ({"fp16": {"enabled": 1}}, "fp16.enabled=1: must be true, false or 'auto'"),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "are both enabled"),
         ({"train_batch_size": 8}, "train_batch_size depends on the number of processes"),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage=3: must be 0, 1 or 2"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage=4: must be 0, 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param.device='nvme': is not supported; use 'cpu' or 'none'",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param: needs ZeRO stage 3, not 2",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": "cpu"}},
+            "zero_optimization.offload_optimizer: must be a json object",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "mics_shard_size": 2}},
+            "zero_optimization.mics_shard_size: is not supported",
+        ),
     ],
 )
 def test_bad_json(mistakes, content, expected):

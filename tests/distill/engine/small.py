@@ -9,11 +9,14 @@ from torch import Tensor, nn
 import mpu
 from config import OptimizerArgs, ParallelArgs, PrecisionArgs, RunArgs, TrainArgs
 from distill.engine.launch import Runtime
+from distill.engine.weights import whole_weights
 from distill.engine.wrap import Engine, wrap
 
 STEPS, ROWS, WIDTH = 20, 8, 8  # optimizer steps, samples of a global batch, numbers of a sample
 LR = 0.01
 SEED = 11
+#: ZeRO-3 leaves small parameters whole; without this all of a toy model's.
+PARTITION_ALL = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
 
 
 class Net(nn.Module):
@@ -69,6 +72,7 @@ def deepspeed_json(stage: int, accumulation: int, bf16: bool, clip: float) -> di
             "stage": stage,
             "reduce_bucket_size": small,
             "allgather_bucket_size": small,
+            **(PARTITION_ALL if stage == 3 else {}),
         },
         "optimizer": {"type": "AdamW", "params": {"lr": LR, "torch_adam": True}},
     }
@@ -150,7 +154,7 @@ def train(
 def snapshot(engine: Engine) -> dict[str, Tensor]:
     """Weights, and what the optimizer remembers (moments, step counts), copied."""
     optimizer = getattr(engine, "optimizer", None) or engine._engine.basic_optimizer
-    found = {f"w.{k}": v.detach().clone() for k, v in engine.module.state_dict().items()}
+    found = {f"w.{k}": v for k, v in whole_weights(engine.module, everywhere=True).items()}
     for number, state in enumerate(optimizer.state.values()):
         found |= {f"s{number}.{k}": torch.as_tensor(v).clone() for k, v in state.items()}
     return found

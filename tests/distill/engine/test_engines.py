@@ -9,7 +9,7 @@ from tests.distill.engine import small
 from tests.ranks import run_ranks
 from tests.toy import toy_glm, toy_lm_batch
 
-ENGINES = (None, 0, 1, 2)  # plain, ZeRO stages
+ENGINES = (None, 0, 1, 2, 3)  # plain, ZeRO stages
 NAN, INF = float("nan"), float("inf")
 
 
@@ -197,7 +197,7 @@ def resume(rank, world_size, run, folder):
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [(None, "fp32"), (0, "fp32"), (1, "fp32"), (2, "fp32"), (None, "bf16"), (0, "bf16")]
-    + [(1, "bf16"), (2, "bf16"), (None, "fp16")],
+    + [(1, "bf16"), (2, "bf16"), (None, "fp16"), (3, "fp32"), (3, "bf16")],
 )
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_resuming_is_bitwise_invisible(tmp_path, world_size, stage, precision):
