@@ -23,6 +23,7 @@ ITEMS: dict[str, str] = {
     "D37": "RAIL-KD sums over the batch",
     "MT": "combiners of several teachers: uncertainty and RL-KD as in the seed",
     "W11": "the linear decay of the learning rate goes on below its floor",
+    "W29": "F1a, EM and macro-F1 of MultiRC and CB are fractions, not percent",
     "W14": "verbalizers of byte-level BPE lose their leading space; the first mask counts",
 }
 

@@ -44,16 +44,8 @@ _FEATURES = {
         "multi-task-data multi-task-ratio=0 multi-seq-length multi-batch-size"
     ),
     "the Chinese tokenizer": "fix-command-token",
-    "few-shot SuperGLUE": "few-superglue",
-    "several segments for one sample": "segment-length=0",
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
-    "WSC": "wsc-negative",
-    "fine-tuning without validation": "no-validation",
     "other optimizers than AdamW": "optimizer=adam",
-    "continuous prompts": (
-        "continuous-prompt num-prompt-tokens=0 prompt-func=lstm freeze-transformer "
-        "tune-prefix-layers prefix-prompt=0 prompt-init"
-    ),
     "vocabulary compression": (
         "map_vocab_size=0 unmap_vocab_output student_build_map_vocab student_map_vocab_tn "
         "student_map_vocab_method=decoder distill_logit_mask_map teacher_map_vocab_size=0 "

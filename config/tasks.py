@@ -25,6 +25,27 @@ class FinetuneArgs(ArgGroup):
         "loss over the choices",
         choices=("cross_entropy", "hinge", "generative", "mix"),
     )
+    segment_length: int = flag(
+        0, "score answers in parts of so many tokens, each reading those before it; 0: whole"
+    )
+    few_superglue: bool = flag(
+        False, "FewGLUE's files: dev32.jsonl to validate, val.jsonl as the test"
+    )
+    wsc_negative: bool = flag(
+        False, "WSC with --loss-func=mix or generative: choose among the line's candidates"
+    )
+    continuous_prompt: bool = flag(False, "trained vectors in the slots of the pattern")
+    num_prompt_tokens: int = flag(0, "vectors in the slots (tokens)")
+    prefix_prompt: int = flag(0, "vectors before the pattern (tokens)")
+    prompt_func: str = flag(
+        "lstm", "what stands between the vectors and the model", choices=("lstm", "mlp", "none")
+    )
+    prompt_init: bool = flag(False, "vectors start as words, mixed with the task's verbalizers")
+    freeze_transformer: bool = flag(False, "the GLM keeps its weights; the rest is trained")
+    tune_prefix_layers: int | None = flag(
+        None, "with --freeze-transformer: the first layers, so many, are trained after all"
+    )
+    no_validation: bool = flag(False, "no validation split: the last weights are the result")
     adapet: bool = flag(False, "decoupled label loss over log-probabilities")
     fix_variable_num_choices: bool = flag(
         False,

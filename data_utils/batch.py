@@ -26,6 +26,7 @@ class Batch:
     target_ids: Tensor | None = None  # cloze: verbalizer ids [b, k], answer tokens [b, c, s]
     logit_mask: Tensor | None = None  # cloze: positions that score an answer, as target_ids
     choice_mask: Tensor | None = None  # [b, c] float: 1 for a real choice
+    segments: Tensor | None = None  # [b, c, r] float: 1 where row r is a part of choice c's answer
     dec_tokens: Tensor | None = None  # fast decode, one short row an answer: [b, c, s_dec]
     dec_position_ids: Tensor | None = None  # [b, c, 2, s_dec]
     dec_attention_mask: Tensor | None = None  # [b, c]

@@ -13,6 +13,7 @@ from model.downstream import (
     GLMForSingleTokenCloze,
 )
 from model.glm import GLMModel
+from model.prompt import PromptSpec
 
 HeadKind = Literal["lm", "single_token", "multi_token", "multi_token_fast", "classification"]
 
@@ -26,6 +27,8 @@ class HeadSpec:
     pool_token: str = "cls"  # classification: cls, start or pad
     take_softmax: bool = False  # single_token: scores are log-probabilities
     length_penalty: float = 0.0  # multi_token: scores are divided by length ** this
+    prompts: PromptSpec | None = None  # continuous prompts, which the GLM reads
+    words: tuple[int, ...] = ()  # single_token: ids of the verbalizers, if they do not change
 
 
 def build_model(args: ModelArgs, head: HeadSpec, *, seed: int = 1234) -> GLMModel:
@@ -34,6 +37,7 @@ def build_model(args: ModelArgs, head: HeadSpec, *, seed: int = 1234) -> GLMMode
         args,
         parallel_output=head.kind == "lm",
         output_predict=head.kind != "classification",
+        prompts=head.prompts,
         seed=seed,
     )
 

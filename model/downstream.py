@@ -79,13 +79,15 @@ class GLMForMultiTokenCloze(_Head):
         attention_mask: Tensor,
         target_ids: Tensor,
         logit_mask: Tensor,
+        segments: Tensor | None = None,
         hook: dict | None = None,
         hook_op: dict | None = None,
     ) -> tuple:
         """[b, c, s], [b, c, 2, s], sep [b, c], then [b, c, s] twice -> (scores [b, c], *mems).
 
         `target_ids` holds the answers' tokens, `logit_mask` 1 where one is scored.
-        Captures have b * c rows.
+        `segments` [b, c, r]: the r rows are parts of c answers, 1 where row r is one of answer c;
+        an answer's score is the sum of its parts'. Captures have b * c (or b * r) rows.
         """
         rows = logit_mask.flatten().nonzero().squeeze(1)
         (logits, *mems), captured = _call(
@@ -100,6 +102,8 @@ class GLMForMultiTokenCloze(_Head):
         scores = _answer_scores(
             logits, rows, target_ids, logit_mask, self.length_penalty, self.take_softmax
         )
+        if segments is not None:
+            scores = (segments * scores[:, None]).sum(-1)
         return _result((scores, *mems), captured, hook)
 
 

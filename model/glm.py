@@ -13,6 +13,7 @@ import mpu
 from config.model import ModelArgs
 from model.embedding import NeighbourWords, OwnWords
 from model.init import gathered_linear, normal
+from model.prompt import PromptSpec, PromptSpell
 from model.transformer import ParallelTransformer
 from model.vocab_map import VocabMap, VocabOutput
 from mpu import Recorder
@@ -55,6 +56,7 @@ class GLMModel(nn.Module):
 
     What lies between table and stack is chosen here: see `model.embedding`. With fewer rows in the
     table than ids, `vocab_map` says which row an id uses: see `model.vocab_map`.
+    With `prompts` negative ids are continuous prompts: see `model.prompt`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class GLMModel(nn.Module):
         *,
         parallel_output: bool = True,
         output_predict: bool = True,
+        prompts: PromptSpec | None = None,
         seed: int = 1234,
     ):
         super().__init__()
@@ -91,6 +94,10 @@ class GLMModel(nn.Module):
         self.unmapped_output = args.unmap_vocab_output and self.vocab_map is not None
         over_ids = None if self.unmapped_output else self.vocab_map
         self.vocabulary = VocabularyOutput(self.word_embeddings, over_ids)
+        self.prompt_spell: PromptSpell | None = None
+        if prompts is not None:
+            draw = torch.Generator().manual_seed(mpu.derive_seed(seed, "prompts"))
+            self.prompt_spell = PromptSpell(prompts, width, draw)
 
     def forward(
         self,
@@ -118,8 +125,7 @@ class GLMModel(nn.Module):
         """
         recorder = Recorder(hook, hook_op)
         input_ids = recorder.edit("input_ids", input_ids=input_ids)
-        rows = input_ids if self.vocab_map is None else self.vocab_map(input_ids)
-        words = self.compress_emb_mlp(self.word_embeddings(rows))
+        words = self._words(input_ids)
         words = self.ib_emb_mlp(words, attention_mask, bool(mems))
         recorder.add("words_embeddings", words)
         recorder.add("position_ids", position_ids)
@@ -137,6 +143,13 @@ class GLMModel(nn.Module):
         else:
             output = _pick(hidden, output_rows)
         return recorder.result((output, *new_mems))
+
+    def _words(self, input_ids: Tensor) -> Tensor:
+        """ids [b, s] -> [b, s, h], prompts in their places."""
+        ids = input_ids if self.prompt_spell is None else input_ids.clamp(min=0)
+        rows = ids if self.vocab_map is None else self.vocab_map(ids)
+        words = self.compress_emb_mlp(self.word_embeddings(rows))
+        return words if self.prompt_spell is None else self.prompt_spell(words, input_ids)
 
     @property
     def label_map(self) -> VocabMap | None:

@@ -26,6 +26,7 @@ _TABLE: tuple[tuple[str, Partition | None], ...] = (
     (_LAYER + r"ib_(mlp_layernorm\.\d+|linear_out_layernorm)\.(weight|bias)", None),
     (r"transformer\.final_layernorm\.(weight|bias)", None),
     (r"(pool_layer|multichoice_head)\.(weight|bias)", None),
+    (r"prompt_spell\..+", None),
 )
 
 

@@ -44,7 +44,8 @@ class ChoiceTask(Task):
         if self.head.kind == "single_token":
             return (*context, batch.target_ids)
         if self.head.kind == "multi_token":
-            return (*context, batch.target_ids, batch.logit_mask)
+            parts = () if batch.segments is None else (batch.segments,)
+            return (*context, batch.target_ids, batch.logit_mask, *parts)
         answers = (batch.dec_tokens, batch.dec_position_ids)
         return (*context, *answers, batch.dec_target_ids, batch.dec_logit_mask)
 
@@ -62,7 +63,9 @@ class ChoiceTask(Task):
         """
         positions = batch.position_ids.reshape(-1, *batch.position_ids.shape[-2:])
         rows = batch.weight
-        if batch.choice_mask is not None and batch.tokens.dim() == 3:
+        if batch.segments is not None:
+            rows = (batch.weight[:, None] * batch.segments.sum(1)).reshape(-1)
+        elif batch.choice_mask is not None and batch.tokens.dim() == 3:
             rows = (batch.weight[:, None] * batch.choice_mask).reshape(-1)
         masks = {
             "samples": batch.weight.float(),

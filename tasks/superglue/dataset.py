@@ -1,5 +1,6 @@
 """The samples of one split, encoded once; and how some of them become a batch."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,17 @@ class EncodedDataset:
         self.labels = np.array([x.label for x in examples], dtype=np.int64)
         self.guids = [x.guid for x in examples]
         self.idx = [x.idx for x in examples]
+        self.choices = [x.choices for x in examples]
+        self.answers = [x.answers for x in examples]
+        self.groups = [x.group for x in examples]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Is every label known?"""
+        return bool((self.labels != UNLABELLED).all())
 
     def __getitem__(self, i: int) -> Sample:
         weight, i = (1.0, i) if i >= 0 else (0.0, ~i)
@@ -33,18 +42,12 @@ class EncodedDataset:
     @property
     def max_choices(self) -> int:
         """Choices of the sample that has most."""
-        firsts = self.encoded.first_context, self.encoded.first_answer
-        return max(int(np.diff(first).max()) for first in firsts)
+        return int(self.encoded.num_choices.max())
 
     @property
     def num_truncated(self) -> int:
         """Rows that lost tokens."""
         return self.encoded.num_truncated
-
-    @property
-    def labelled(self) -> bool:
-        """Is every label known?"""
-        return bool((self.labels != UNLABELLED).all())
 
 
 def majority_class_accuracy(dataset: EncodedDataset) -> float:
@@ -69,15 +72,28 @@ class Collator:
     several_rows: bool = False  # a choice dimension, even of one choice
     seat_after: bool = False  # room for one token after the context, which a head may read
 
-    def __call__(self, samples: Sequence[Sample], least_choices: int = 1) -> Batch:
+    def __call__(
+        self,
+        samples: Sequence[Sample],
+        least_choices: int = 1,
+        most_choices: int | None = None,
+    ) -> Batch:
         """A choice that is missing in a sample is a copy of its choice 0, masked out.
 
-        As many choices as the sample with most has, or `least_choices`.
+        As many choices as the sample with most has, or `least_choices`. A sample with more than
+        `most_choices` loses its last ones; its label, if it is one of these, takes the first seat.
         """
         b = len(samples)
-        num_choices = [max(len(x.contexts), len(x.answers)) for x in samples]
+        if most_choices is not None:
+            samples = [_with_at_most(most_choices, x) for x in samples]
+        num_choices = [x.num_choices for x in samples]
         c = max([least_choices, *num_choices]) if self.several_rows else 1
-        fields = self._fast(samples, c) if self.fast_decode else self._full(samples, c)
+        rows = c
+        if self.several_rows and samples[0].segments is not None:
+            rows = max(len(x.contexts) for x in samples)
+        fields = self._fast(samples, c) if self.fast_decode else self._full(samples, rows)
+        if self.several_rows and samples[0].segments is not None:
+            fields["segments"] = _segments(samples, c, rows)
         choice_mask = None
         if self.several_rows and min(num_choices) < c:
             choice_mask = torch.tensor([[float(k < n) for k in range(c)] for n in num_choices])
@@ -135,6 +151,31 @@ class Collator:
             "dec_logit_mask": answers.scored.reshape(b, c, -1),
         }
         return {name: torch.from_numpy(array) for name, array in fields.items()}
+
+
+def _with_at_most(most: int, x: Sample) -> Sample:
+    """The sample with its first choices only, the label's among them."""
+    if x.num_choices <= most:
+        return x
+    assert x.segments is None, "choices of cut answers are never left out"
+    kept = [x.label if x.label >= most else 0, *range(1, most)]
+    one_context = len(x.contexts) == 1
+    return dataclasses.replace(
+        x,
+        num_choices=most,
+        contexts=x.contexts if one_context else [x.contexts[k] for k in kept],
+        masks=x.masks if one_context else [x.masks[k] for k in kept],
+        answers=[x.answers[k] for k in kept],
+        label=0 if x.label >= most else x.label,
+    )
+
+
+def _segments(samples: Sequence[Sample], c: int, rows: int) -> Tensor:
+    """float [b, c, r]: 1 where a row is a part of a choice's answer."""
+    found = torch.zeros(len(samples), c, rows)
+    for i, x in enumerate(samples):
+        found[i, x.segments, range(len(x.segments))] = 1.0
+    return found
 
 
 class _Rows:

@@ -3,8 +3,12 @@
 A cloze row is `[ENC] A B [eos] [sop] answer...`; everything up to [eos], whose end is the
 separator, is visible to all, the answer is generated at the mask. A classifier's row is
 `[ENC] A [sep] B [eos]`.
+
+Continuous prompts are the ids -1, -2, ... in the order of their places: `model.prompt` has a
+vector for each. An answer may be cut in segments, each a row of its own that reads those before it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -25,8 +29,12 @@ class Mask:
     """Where the answer belongs."""
 
 
-MASK = Mask()
-Part = str | Cut | Mask
+class Prompt:
+    """Where continuous prompts belong; nothing without --continuous-prompt."""
+
+
+MASK, PROMPT = Mask(), Prompt()
+Part = str | Cut | Mask | Prompt
 Piece = tuple[list[int], Part]
 
 
@@ -46,6 +54,9 @@ class Layout:
     seq_length: int
     cloze: bool = True
     fast_decode: bool = False  # one context a sample, the answers as rows of their own
+    segment_length: int = 0  # answers are cut in so many tokens, each part a row; 0: whole
+    prompt_tokens: int = 0  # continuous prompts in the slots of the pattern
+    prefix_tokens: int = 0  # and before it
     w14: bool = False  # the seed: answers belong to the first mask id, even one in the user's own
     # text; a classifier's row is cut at its end, where the second text may be lost
 
@@ -54,12 +65,14 @@ class Layout:
 class Sample:
     """One example as ids. c choices; one context for all with fast decoding."""
 
+    num_choices: int  # c
     contexts: list[np.ndarray]  # int32, up to and including [eos]
     masks: list[int]  # position of the mask in each context; 0 without cloze
     answers: list[np.ndarray]  # int32, ending in [eop]; empty: one token, or no cloze
     label: int
     sample_id: int
     weight: float = 1.0
+    segments: list[int] | None = None  # choice of each answer, where they are cut
 
 
 @dataclass(slots=True)
@@ -69,6 +82,8 @@ class Encoded:
     contexts: "Ragged"
     answers: "Ragged"
     masks: np.ndarray  # int32 [contexts]
+    segments: np.ndarray | None  # int32 [answers]: the choice that each is a part of
+    num_choices: np.ndarray  # int32 [samples]
     first_context: np.ndarray  # int64 [samples + 1]
     first_answer: np.ndarray  # int64 [samples + 1]
     num_truncated: int = 0  # rows that lost tokens
@@ -79,12 +94,14 @@ class Encoded:
         rows = range(self.first_context[i], self.first_context[i + 1])
         answers = range(self.first_answer[i], self.first_answer[i + 1])
         return Sample(
+            num_choices=int(self.num_choices[i]),
             contexts=[self.contexts[r] for r in rows],
             masks=[int(self.masks[r]) for r in rows],
             answers=[self.answers[r] for r in answers],
             label=label,
             sample_id=i,
             weight=weight,
+            segments=None if self.segments is None else [int(self.segments[r]) for r in answers],
         )
 
 
@@ -123,6 +140,8 @@ def encode(
         contexts=Ragged(encoder.contexts),
         answers=Ragged(encoder.answers),
         masks=np.array(encoder.masks, dtype=np.int32),
+        segments=np.array(encoder.segments, dtype=np.int32) if layout.segment_length else None,
+        num_choices=np.array([len(sample) for sample in rows], dtype=np.int32),
         first_context=np.array(first_context, dtype=np.int64),
         first_answer=np.array(first_answer, dtype=np.int64),
         num_truncated=encoder.num_truncated,
@@ -159,6 +178,7 @@ class _Encoder:
     contexts: list[list[int]] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
     num_truncated: int = 0
     num_squeezed: int = 0
     ids: dict[str, list[int]] = field(default_factory=dict)
@@ -173,8 +193,8 @@ class _Encoder:
         texts: dict[str, None] = {}
         for row in rows:
             for part in (*row.a, *(row.b or ())):
-                if not isinstance(part, Mask):
-                    texts[part if isinstance(part, str) else part.text] = None
+                if not isinstance(part, Mask | Prompt):
+                    texts[_text(part)] = None
             if row.answer is not None:
                 texts[row.answer] = None
         self.ids = dict(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
@@ -193,6 +213,8 @@ class _Encoder:
                         "it out, or give another --pattern-id"
                     )
                 self._add_answer(row, self._ids_of(row.answer))
+            elif self.layout.segment_length and row.answer is not None:
+                self._add_segments(row, k, where)
             else:
                 answer = self._add_context(row, self._ids_of(row.answer), where)
                 self._add_answer(row, answer)
@@ -201,9 +223,24 @@ class _Encoder:
         """The answer and [eop]; nothing where verbalizers score."""
         self.answers.append([] if row.answer is None else [*ids, self.command["eop"]])
 
-    def _add_context(self, row: Row, answer: list[int], where: str) -> list[int]:
-        """Append the ids up to [eos]; returns the answer, shorter if nothing else could give."""
-        sides = [self._pieces(row.a), self._pieces(row.b or ())]
+    def _add_segments(self, row: Row, choice: int, where: str) -> None:
+        """A row for each part of the answer; those before it stand in front of its mask."""
+        answer, step = [*self._ids_of(row.answer), self.command["eop"]], self.layout.segment_length
+        for start in range(0, len(answer), step):
+            part = answer[start : start + step]
+            # Of the inputs [sop] has its seat, the part's last token none.
+            kept = self._add_context(row, part[:-1], where, before=answer[:start])
+            self.answers.append([*kept, part[-1]])
+            self.segments.append(choice)
+
+    def _add_context(
+        self, row: Row, answer: list[int], where: str, before: Sequence[int] = ()
+    ) -> list[int]:
+        """Append the ids up to [eos]; returns the answer, shorter if nothing else could give.
+
+        `before`: ids in front of the mask.
+        """
+        sides = self._sides(row, before)
         # Beside the texts and the answer's inputs: [ENC], [eos], [sop].
         room = self.layout.seq_length - 3
         surplus = sum(len(ids) for side in sides for ids, _ in side) + len(answer) - room
@@ -213,15 +250,15 @@ class _Encoder:
         context = [self.command["ENC"]]
         mask = 0
         for ids, part in (piece for side in sides for piece in side):
-            if isinstance(part, Mask):
-                mask = len(context)
             context += ids
+            if isinstance(part, Mask):
+                mask = len(context) - 1
         self.contexts.append([*context, self.command["eos"]])
         self.masks.append(context.index(self.command["MASK"]) if self.layout.w14 else mask)
         return answer
 
     def _add_classifier_context(self, row: Row, where: str) -> None:
-        sides = [self._pieces(row.a), self._pieces(row.b or ())]
+        sides = self._sides(row)
         pair = row.b is not None
         surplus = sum(len(ids) for side in sides for ids, _ in side) + 2 + pair
         surplus -= self.layout.seq_length
@@ -236,13 +273,28 @@ class _Encoder:
         self.masks.append(0)
         self.answers.append([])
 
-    def _pieces(self, parts: Sequence[Part]) -> list[Piece]:
-        return [(self._part_ids(part), part) for part in parts]
-
-    def _part_ids(self, part: Part) -> list[int]:
-        if isinstance(part, Mask):
-            return [self.command["MASK"]]
-        return self._ids_of(part if isinstance(part, str) else part.text)
+    def _sides(self, row: Row, before: Sequence[int] = ()) -> list[list[Piece]]:
+        """Parts A and B as ids; prompts are dealt out to the slots, the first get one more."""
+        parts = [row.a, row.b or ()]
+        slots = sum(isinstance(part, Prompt) for side in parts for part in side)
+        left = self.layout.prompt_tokens if slots else 0
+        share, number = math.ceil(left / slots) if slots else 0, 0
+        sides: list[list[Piece]] = [[], []]
+        if self.layout.prefix_tokens:
+            number = self.layout.prefix_tokens
+            sides[0].append((_prompt_ids(0, number), PROMPT))
+        for side, pieces in zip(parts, sides, strict=True):
+            for part in side:
+                if isinstance(part, Prompt):
+                    size = min(share, left)
+                    pieces.append((_prompt_ids(number, size), part))
+                    number, left = number + size, left - size
+                elif isinstance(part, Mask):
+                    pieces += [([*before], "")] if before else []
+                    pieces.append(([self.command["MASK"]], part))
+                else:
+                    pieces.append((self._ids_of(_text(part)), part))
+        return sides
 
     def _ids_of(self, text: str | None) -> list[int]:
         return [] if text is None else self.ids[text]
@@ -269,10 +321,22 @@ class _Encoder:
     ) -> list[int]:
         """Not even without all text that may go does the row fit: every long piece is cut."""
         self.num_squeezed += 1
-        lengths = [len(ids) for side in sides for ids, _ in side] + [len(answer)]
+        texts = [ids for side in sides for ids, part in side if not isinstance(part, Prompt)]
+        lengths = [len(ids) for ids in texts] + [len(answer)]
         cap = cut_level(lengths, sum(lengths) - surplus)
         if cap < 1:
             raise ValueError(f"{where}: no room in --seq-length={self.layout.seq_length}")
         for side in sides:
-            side[:] = [(ids[:cap], part) for ids, part in side]
+            side[:] = [
+                (ids if isinstance(part, Prompt) else ids[:cap], part) for ids, part in side
+            ]
         return answer[:cap]
+
+
+def _prompt_ids(first: int, number: int) -> list[int]:
+    """Ids of `number` prompts, `first` of which there are before them."""
+    return [-1 - k for k in range(first, first + number)]
+
+
+def _text(part: str | Cut) -> str:
+    return part if isinstance(part, str) else part.text

@@ -24,18 +24,38 @@ def f1_macro(predictions: Sequence[int], labels: Sequence[int]) -> float:
     return float(f1_score(labels, predictions, average="macro", zero_division=0))
 
 
+def f1_binary(predictions: Sequence[int], labels: Sequence[int]) -> float:
+    """F1 of the class 1 (0 to 1)."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="binary", zero_division=0))
+
+
+def matthews(predictions: Sequence[int], labels: Sequence[int]) -> float:
+    """Matthews correlation (-1 to 1); 0 where one side has a single class."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def gender_parity(predictions: Sequence[int], pairs: Sequence[object]) -> float:
+    """Pairs whose members got the same prediction, in percent. pairs: one name a prediction."""
+    found: dict[object, set[int]] = {}
+    for pair, p in zip(pairs, predictions, strict=True):
+        found.setdefault(pair, set()).add(p)
+    return 100.0 * sum(len(each) == 1 for each in found.values()) / len(found)
+
+
 def multirc(
     predictions: Sequence[int], labels: Sequence[int], questions: Sequence[object]
 ) -> dict[str, float]:
     """One entry an answer. `f1a`: F1 of the class 1 over all answers (0 to 1). `em`: questions
     with every answer right (0 to 1). `acc`: answers, in percent."""
-    from sklearn.metrics import f1_score
-
     whole: dict[object, bool] = {}
     for question, p, y in zip(questions, predictions, labels, strict=True):
         whole[question] = whole.get(question, True) and p == y
     return {
-        "f1a": float(f1_score(labels, predictions, average="binary", zero_division=0)),
+        "f1a": f1_binary(predictions, labels),
         "em": sum(whole.values()) / len(whole),
         "acc": accuracy(predictions, labels),
     }

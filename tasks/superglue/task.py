@@ -1,9 +1,7 @@
 """SuperGlueTask: a task's patterns, files and scores behind the interface of `Task`."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from config.compat import Compat
@@ -15,52 +13,36 @@ from data_utils.tokenization import Tokenizer
 from model.build import HeadSpec
 from tasks.base import TaskShape
 from tasks.choice import ChoiceTask
-from tasks.superglue import metrics
-from tasks.superglue.data import SPLITS, find_split, read_records
 from tasks.superglue.dataset import Collator, EncodedDataset
-from tasks.superglue.encode import Layout, Sample, encode
+from tasks.superglue.encode import Sample
+from tasks.superglue.generative import GenerativeTask
+from tasks.superglue.options import Options, prompts_of
+from tasks.superglue.scores import Scorer
+from tasks.superglue.splits import Splits
 
 if TYPE_CHECKING:
     from tasks.superglue.pvp.base import PVP
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a task is set up; what FinetuneArgs, DataArgs and --compat say about it."""
-
-    seq_length: int
-    data_dir: str | None = None
-    cloze: bool = True
-    multi_token: bool = False  # score answers of several tokens where verbalizers would do
-    fast_decode: bool = False
-    block_position: bool = True
-    length_penalty: float = 0.0
-    pool_token: str = "cls"
-    loss: str = "cross_entropy"
-    fixed_choices: bool = False  # batches of one number of choices, whatever their samples have
-    w14: bool = False  # the seed's lookup of verbalizers, position of masks, cut of pairs
+FIXED_CHOICES = 10  # of --fix_variable_num_choices, as many as a training example has at most
 
 
 class SuperGlueTask(ChoiceTask):
     """`dataset(split)` gives samples, `collate` batches of them."""
 
-    def __init__(self, pvp: "PVP", tokenizer: Tokenizer, options: Options):
-        self.pvp, self.tokenizer, self.options = pvp, tokenizer, options
+    def __init__(self, pvp: "PVP", tokenizer: Tokenizer):
+        self.pvp, self.tokenizer, self.options = pvp, tokenizer, pvp.options
+        options = pvp.options
         self.multi_token = options.cloze and (options.multi_token or pvp.own_answers)
-        super().__init__(pvp.name, _head(pvp, options, self.multi_token), options.loss)
-        self.metric_names = pvp.metric_names
-        if options.cloze and not self.multi_token:
-            for given, flag in (
-                (options.fast_decode, "--fast-decode"),
-                (options.length_penalty, "--length-penalty"),
-            ):
-                if given:
-                    log.warning("%s: has no effect without answers of several tokens", flag)
         verbalizers = ()
         if options.cloze and not self.multi_token:
-            verbalizers = _verbalizer_ids(pvp, tokenizer, options.w14)
+            self._warn_of_long_answers_only()
+            verbalizers = _verbalizer_ids(pvp, tokenizer)
+        super().__init__(pvp.name, _head(pvp, self.multi_token, verbalizers), options.loss)
+        self.splits = Splits(pvp, tokenizer, self.multi_token)
+        self.scorer = Scorer(pvp, self.splits)
+        self.metric_names = pvp.metric_names
         self.collator = Collator(
             eos=tokenizer.get_command("eos").Id,
             sop=tokenizer.get_command("sop").Id,
@@ -68,10 +50,9 @@ class SuperGlueTask(ChoiceTask):
             verbalizers=verbalizers,
             block_position=options.block_position,
             fast_decode=self.fast_decode,
-            several_rows=self.multi_token or pvp.own_answers,
+            several_rows=self.multi_token or (pvp.row_per_choice and not options.cloze),
             seat_after=options.pool_token == "start",
         )
-        self._datasets: dict[str, EncodedDataset | None] = {}
 
     @property
     def fast_decode(self) -> bool:
@@ -83,82 +64,51 @@ class SuperGlueTask(ChoiceTask):
         """Labels; or the most choices that a sample of the splits read so far has."""
         if not self.collator.several_rows:
             return TaskShape(len(self.pvp.labels))
-        sizes = [d.max_choices for d in self._datasets.values() if d is not None]
+        sizes = [dataset.max_choices for dataset in self.splits.read_so_far()]
         most = max(sizes, default=len(self.pvp.labels))
+        if self.options.fixed_choices and self.pvp.variable_choices:
+            most = FIXED_CHOICES
         return TaskShape(most, most)
 
     def dataset(self, split: str) -> EncodedDataset | None:
-        """The samples of "train", "val" or "test"; None if the folder has no test file.
-
-        Read and encoded at the first call. FileNotFoundError names what is missing, ValueError
-        file, line and field of what is wrong.
-        """
-        assert split in SPLITS, split
-        if split not in self._datasets:
-            self._datasets[split] = self._load(split)
-        return self._datasets[split]
+        """The samples of "train", "val" or "test"; see `Splits`."""
+        return self.splits(split)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Samples -> one micro-batch, padded to its longest row."""
         least = 1
         if self.options.fixed_choices:
-            least = max(d.max_choices for d in self._datasets.values() if d is not None)
+            least = FIXED_CHOICES
+            if not self.pvp.variable_choices:
+                least = max(dataset.max_choices for dataset in self.splits.read_so_far())
         return self.collator(samples, least)
 
     def metrics(self, predictions: Mapping[int, int], split: str = "val") -> dict[str, float]:
         """Index of a sample -> chosen label, for a whole split. {} if the split has no labels."""
-        dataset = self.dataset(split)
-        if dataset is None or not dataset.labelled:
-            return {}
-        missing = len(dataset) - len(predictions)
-        assert not missing, f"{missing} of {len(dataset)} predictions of {split} are missing"
-        chosen = [predictions[i] for i in range(len(dataset))]
-        scores = {"accuracy": metrics.accuracy, "f1-macro": metrics.f1_macro}
-        return {name: scores[name](chosen, dataset.labels.tolist()) for name in self.metric_names}
+        return self.scorer.metrics(predictions, split)
 
-    def prediction_lines(self, predictions: Mapping[int, int], split: str = "val") -> list[str]:
-        """Lines `{"idx": ..., "label": ...}` of a predictions file, in the order of the split."""
-        dataset, labels = self.dataset(split), self.pvp.labels
-        assert dataset is not None, split
-        return [
-            json.dumps({"idx": dataset.idx[i], "label": labels[predictions[i]]})
-            for i in sorted(predictions)
-        ]
+    def submission(self, predictions: Mapping[int, int], split: str) -> tuple[str, list[str]]:
+        """Name and lines of the file that the task's official server takes."""
+        return self.scorer.submission(predictions, split)
 
-    def _load(self, split: str) -> EncodedDataset | None:
-        if self.options.data_dir is None:
-            raise ConfigError(
-                f"--data-dir=: is missing; the folder with the files of --task={self.name}"
-            )
-        path = find_split(self.options.data_dir, self.pvp.files[split], self.name, split)
-        if path is None:
-            return None
-        examples = self.pvp.read(read_records(path), split)
-        if not examples:
-            raise ValueError(f"{path}: holds no examples")
-        if self.options.cloze:
-            rows = [self.pvp.cloze_rows(x, self.multi_token) for x in examples]
-        else:
-            rows = [self.pvp.classifier_rows(x) for x in examples]
-        layout = Layout(
-            seq_length=self.options.seq_length,
-            cloze=self.options.cloze,
-            fast_decode=self.fast_decode,
-            w14=self.options.w14,
-        )
-        encoded = encode(rows, [x.where for x in examples], self.tokenizer, layout)
-        dataset = EncodedDataset(examples, encoded)
-        log.log(
-            logging.WARNING if encoded.num_squeezed else logging.INFO,
-            "%s: %d examples; %d of %d rows cut to --seq-length=%d, %d even in text meant to stay",
-            path,
-            len(dataset),
-            encoded.num_truncated,
-            len(encoded.contexts),
-            layout.seq_length,
-            encoded.num_squeezed,
-        )
-        return dataset
+    def _warn_of_long_answers_only(self) -> None:
+        for given, flag in (
+            (self.options.fast_decode, "--fast-decode"),
+            (self.options.length_penalty, "--length-penalty"),
+            (self.options.segment_length, "--segment-length"),
+        ):
+            if given:
+                log.warning("%s: has no effect without answers of several tokens", flag)
+
+
+def make_task(
+    pvp_class: type["PVP"], name: str, pattern_id: int, tokenizer: Tokenizer, options: Options
+) -> SuperGlueTask | GenerativeTask:
+    """The task of a pattern. ConfigError for one that it has not, or that cannot work so."""
+    pvp = pvp_class(name, pattern_id, options)
+    if pvp.generative:
+        return GenerativeTask(pvp, tokenizer)
+    return SuperGlueTask(pvp, tokenizer)
 
 
 def build_superglue(
@@ -169,40 +119,32 @@ def build_superglue(
     tokenizer: Tokenizer,
     compat: Compat,
     block_position: bool,
-) -> SuperGlueTask:
+) -> SuperGlueTask | GenerativeTask:
     """The task of the command line. ConfigError for a pattern or metric that it has not."""
     wanted = finetuning.validation_metric
-    if wanted is not None and wanted not in pvp_class.metric_names:
+    if wanted is not None and wanted.lower() not in pvp_class.metric_names:
         raise ConfigError(
             f"--validation-metric={wanted}: {name} has {', '.join(pvp_class.metric_names)}"
         )
-    options = Options(
-        seq_length=data.seq_length,
-        data_dir=data.data_dir,
-        cloze=finetuning.cloze_eval,
-        multi_token=finetuning.multi_token,
-        fast_decode=finetuning.fast_decode,
-        block_position=block_position,
-        length_penalty=finetuning.length_penalty,
-        pool_token=finetuning.pool_token,
-        loss="adapet" if finetuning.adapet and finetuning.cloze_eval else finetuning.loss_func,
-        fixed_choices=finetuning.fix_variable_num_choices,
-        w14="W14" in compat,
-    )
-    return SuperGlueTask(pvp_class(name, finetuning.pattern_id), tokenizer, options)
+    options = Options.of(finetuning, data, compat, block_position)
+    return make_task(pvp_class, name, finetuning.pattern_id, tokenizer, options)
 
 
-def _head(pvp: "PVP", options: Options, multi_token: bool) -> HeadSpec:
+def _head(pvp: "PVP", multi_token: bool, verbalizers: tuple[int, ...]) -> HeadSpec:
+    options = pvp.options
     if not options.cloze:
-        classes = 1 if pvp.own_answers else len(pvp.labels)
+        classes = 1 if pvp.row_per_choice else len(pvp.labels)
         return HeadSpec("classification", num_classes=classes, pool_token=options.pool_token)
+    prompts = prompts_of(options)
     if not multi_token:
-        return HeadSpec("single_token", take_softmax=options.loss == "adapet")
+        softmax = options.loss == "adapet"
+        return HeadSpec("single_token", take_softmax=softmax, prompts=prompts, words=verbalizers)
     kind = "multi_token_fast" if options.fast_decode else "multi_token"
-    return HeadSpec(kind, length_penalty=options.length_penalty)
+    return HeadSpec(kind, length_penalty=options.length_penalty, prompts=prompts)
 
 
-def _verbalizer_ids(pvp: "PVP", tokenizer: Tokenizer, stripped: bool) -> tuple[int, ...]:
+def _verbalizer_ids(pvp: "PVP", tokenizer: Tokenizer) -> tuple[int, ...]:
+    stripped = pvp.options.w14
     try:
         return tuple(tokenizer.token_id(word, stripped=stripped) for word in pvp.verbalizers())
     except ValueError as error:

@@ -9,7 +9,8 @@ from config.data import BlockLMArgs, TokenizerArgs
 from data_utils import build_tokenizer
 from data_utils.tokenization import Tokenizer
 from tasks import TASKS, task_name
-from tasks.superglue.task import Options, SuperGlueTask
+from tasks.superglue.options import Options
+from tasks.superglue.task import SuperGlueTask, make_task
 
 SST2 = [
     {"sentence": "A joy from start to end.", "label": 1, "idx": 7},
@@ -67,7 +68,7 @@ def task_of(
     """A task that reads `folder`."""
     known = task_name(name)
     options = {"seq_length": 64, "data_dir": str(folder)} | options
-    return SuperGlueTask(TASKS[known](known, pattern_id), tokenizer or bert(), Options(**options))
+    return make_task(TASKS[known], known, pattern_id, tokenizer or bert(), Options(**options))
 
 
 def row_ids(batch: Any, *row: int) -> list[int]:

@@ -1,6 +1,8 @@
 """Vector checks of the tasks: encodings of SuperGLUE examples, scores, tokenizers."""
 
+import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,8 @@ from data_utils import build_tokenizer
 from tasks import TASKS, task_name
 from tasks.superglue import metrics
 from tasks.superglue.dataset import EncodedDataset
-from tasks.superglue.task import Options, SuperGlueTask
+from tasks.superglue.options import Options
+from tasks.superglue.task import SuperGlueTask, make_task
 from tests.vector_checks.common import NOT_IMPLEMENTED, Result, read_json
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
@@ -33,7 +36,15 @@ FIELDS = {
     "dec_target": "dec_target_ids",
     "dec_logit_mask": "dec_logit_mask",
 }
-UNPADDED = {"mask", "dec_mask"}
+# Of a language model's samples: WSC without other candidates.
+LM_FIELDS = {
+    "text": "tokens",
+    "position_id": "position_ids",
+    "attention_mask": "attention_mask",
+    "target": "labels",
+    "loss_mask": "loss_mask",
+}
+UNPADDED = {"mask", "dec_mask", "attention_mask"}
 
 
 def check_encodings(case: Path) -> list[Result]:
@@ -49,7 +60,9 @@ def check_encodings(case: Path) -> list[Result]:
             results += check_tokenizers(case)
         elif path.stem == "other_glue_patterns":
             results += _check_patterns(part, read_json(case, path.name))
-        elif path.stem == "record_collate" or not _known(path.stem):
+        elif path.stem == "record_collate":
+            results.append(_check_collate(part, read_json(case, path.name)))
+        elif not _known(path.stem):
             results.append(Result(part, NOT_IMPLEMENTED, message="a task of a later issue"))
         else:
             results.append(_check_task(part, read_json(case, path.name)))
@@ -137,14 +150,31 @@ def _task(golden: dict[str, Any], encoding: dict[str, Any], folder: str) -> Supe
             options["fast_decode"] = True
         elif name == "--length-penalty":
             options["length_penalty"] = float(value)
+        elif name == "--segment-length":
+            options["segment_length"] = int(value)
+        elif name == "--loss-func":
+            options["loss"] = value
+        elif name == "--adapet":
+            options["loss"] = "adapet"
+        elif name == "--wsc-negative":
+            continue
+        elif name == "--continuous-prompt":
+            options["prompts"] = True
+        elif name == "--num-prompt-tokens":
+            options["prompt_tokens"] = int(value)
+        elif name == "--prefix-prompt":
+            options["prefix_tokens"] = int(value)
+        elif name == "--few-superglue":
+            options["few"] = True
         else:
             return None
     name = task_name(encoding["task"])
-    pvp = TASKS[name](name, encoding["pattern_id"])
+    tokenizer = tokenizer_of(encoding["tokenizer"])
+    task = make_task(TASKS[name], name, encoding["pattern_id"], tokenizer, Options(**options))
     text = "\n".join(golden["file_lines"]) + "\n"
-    for file in pvp.files[SPLITS[encoding["split"]]][:1]:
-        (Path(folder) / file).write_text(text, encoding="utf-8")
-    return SuperGlueTask(pvp, tokenizer_of(encoding["tokenizer"]), Options(**options))
+    file = task.pvp.files_of(SPLITS[encoding["split"]])[0]
+    (Path(folder) / file).write_text(text, encoding="utf-8")
+    return task
 
 
 def _compare(result: Result, label: str, task: SuperGlueTask, encoding: dict[str, Any]) -> None:
@@ -164,26 +194,71 @@ def _compare(result: Result, label: str, task: SuperGlueTask, encoding: dict[str
             result.fail(f"{label} {example['guid']}: fields {sorted(extra)} more than expected")
 
 
+def _check_collate(part: str, golden: dict[str, Any]) -> Result:
+    """All examples in one batch: choices are filled up, or brought to a fixed number."""
+    result = Result(part)
+    options = {"task": "record", "tokenizer": "bert", "pattern_id": 0, "split": "train"}
+    asked = options | {"seq_length": golden["seq_length"], "extra_flags": []}
+    with tempfile.TemporaryDirectory() as folder:
+        task = _task(golden, asked, folder)
+        dataset = task.dataset("train")
+    samples = [dataset[i] for i in range(len(dataset))]
+    for name, expected in golden["batches"].items():
+        batch = task.collate(samples)
+        if fixed := re.fullmatch(r"fixed_(\d+)_with_last_label", name):
+            number = int(fixed[1])
+            last = [dataclasses.replace(x, label=min(x.num_choices - 1, 4)) for x in samples]
+            batch = task.collator(last, number, number)
+        elif name != "default":
+            result.fail(f"{name}: no such batch is known")
+            continue
+        actual = {
+            "label": batch.labels.tolist(),
+            "loss_mask": batch.choice_mask.long().tolist(),
+            "uid": dataset.guids,
+            "prompt_pos": [[[] for _ in row] for row in batch.tokens],
+        }
+        for key, field in FIELDS.items():
+            if key in expected:
+                tensor = getattr(batch, field)
+                if key not in UNPADDED:
+                    tensor = _padded(tensor, _width(expected[key]), 0)
+                actual[key] = tensor.tolist()
+        for key, value in expected.items():
+            result.exact(f"{name} {key}", actual.get(key), value)
+    return result
+
+
 def golden_sample(
     task: SuperGlueTask, dataset: EncodedDataset, i: int, like: dict[str, Any]
 ) -> dict[str, Any]:
     """Sample i as the seed makes it, padded to the lengths of `like`."""
     batch = task.collate([dataset[i]])
     eos = task.tokenizer.get_command("eos").Id
-    sample: dict[str, Any] = {"label": int(batch.labels[0]), "uid": dataset.guids[i]}
-    for key, name in FIELDS.items():
+    lm = task.head.kind == "lm"
+    sample: dict[str, Any] = {"label": int(dataset[i].label), "uid": dataset.guids[i]}
+    if batch.segments is not None:
+        sample["segment_id"] = batch.segments[0].argmax(0).tolist()
+    for key, name in (LM_FIELDS if lm else FIELDS).items():
         tensor = getattr(batch, name)
         if tensor is None:
             continue
-        tensor = tensor[0]
+        tensor = tensor[0].long()
         if key not in UNPADDED and key in like:
             width = len(torch.tensor(like[key]).reshape(-1, _last(like[key]))[0])
             tensor = _padded(tensor, width, eos if key.endswith("text") else 0)
-        sample[key] = tensor.tolist()
-    if "prompt_pos" in like:  # no continuous prompts: empty, once a choice
-        several = task.multi_token and not task.fast_decode
-        sample["prompt_pos"] = [[] for _ in sample["text"]] if several else []
+        sample[key] = tensor.clamp(min=0).tolist()
+    if "prompt_pos" in like:
+        rows = batch.tokens[0].reshape(-1, batch.tokens.size(-1)) < 0
+        places = [row.nonzero().squeeze(1).tolist() for row in rows]
+        several = task.multi_token and not lm and batch.tokens.dim() == 3
+        sample["prompt_pos"] = places if several else places[0]
     return sample
+
+
+def _width(nested: list) -> int:
+    """Length of the innermost lists."""
+    return torch.tensor(nested).shape[-1]
 
 
 def _last(nested: list) -> int:
@@ -209,7 +284,8 @@ def _check_patterns(part: str, golden: list[dict[str, Any]]) -> list[Result]:
         pvp = TASKS[name](name, x["pattern_id"])
         texts = (x["text_a"], x["text_b"])[: len(pvp.fields)]
         line = {names[0]: text for names, text in zip(pvp.fields, texts, strict=True)}
-        file = {"file_lines": [json.dumps(line | {"label": x["label"], "idx": 0})]}
+        line |= {pvp.label_fields[0]: x["label"], "idx": 0}
+        file = {"file_lines": [json.dumps(line)]}
         asked = x | {"split": "train", "extra_flags": []}
         with tempfile.TemporaryDirectory() as folder:
             task = _task(file, asked, folder)

@@ -1,5 +1,5 @@
 """One file a task family. Importing this folder registers them all."""
 
-from tasks.superglue.pvp import boolq, copa, nli, sst2, wic
+from tasks.superglue.pvp import boolq, copa, multirc, nli, record, sst2, wic, wsc
 
-__all__ = ["boolq", "copa", "nli", "sst2", "wic"]
+__all__ = ["boolq", "copa", "multirc", "nli", "record", "sst2", "wic", "wsc"]

@@ -2,7 +2,7 @@
 
 from tasks.registry import register_task
 from tasks.superglue.data import Example
-from tasks.superglue.encode import MASK, Cut
+from tasks.superglue.encode import MASK, PROMPT, Cut
 from tasks.superglue.pvp.base import PVP, Parts, cut
 
 
@@ -13,17 +13,19 @@ class BoolQ(PVP):
     fields = (("passage",), ("question",))
     labels = ("false", "true")
     num_patterns = 6
+    official = "BoolQ.jsonl"
 
     def parts(self, example: Example) -> Parts:
         """The question after the passage, or before it for the ids 4 and 5."""
         passage, question = example.texts
         if self.pattern_id < 2:
-            return [Cut(passage), " Question:", cut(question), "? Answer:", MASK, "."], []
+            asked = [" Question:", cut(question), "? Answer:", PROMPT, MASK, "."]
+            return [PROMPT, Cut(passage), PROMPT, *asked], []
         if self.pattern_id < 4:
             lead = " Based on the previous passage,"
-            return [Cut(passage), lead, cut(question), "?", MASK, "."], []
+            return [PROMPT, Cut(passage), lead, PROMPT, cut(question), "?", PROMPT, MASK, "."], []
         lead = "Based on the following passage"
-        return [lead, cut(question), "?", MASK, ".", cut(passage)], []
+        return [lead, PROMPT, cut(question), "?", PROMPT, MASK, ".", PROMPT, cut(passage)], []
 
     def verbalizers(self) -> tuple[str, ...]:
         """No, Yes; false, true for odd ids."""

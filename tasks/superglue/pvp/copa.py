@@ -1,11 +1,11 @@
 """COPA: which of two choices is the cause, or the effect, of the premise?"""
 
 import dataclasses
-from collections.abc import Iterable
 
 from tasks.registry import register_task
 from tasks.superglue.data import Example, Record
-from tasks.superglue.encode import MASK, Cut, Row
+from tasks.superglue.dataset import EncodedDataset
+from tasks.superglue.encode import MASK, PROMPT, Cut, Row
 from tasks.superglue.pvp.base import PVP, Parts, cut, lower_first, strip_punctuation
 
 QUESTIONS = ("cause", "effect")
@@ -19,38 +19,48 @@ class COPA(PVP):
     labels = ("0", "1")
     num_patterns = 3
     own_answers = True
+    official = "COPA.jsonl"
 
-    def read(self, records: Iterable[Record], split: str) -> list[Example]:
-        """The examples, and in training after them the same with swapped choices."""
-        examples = super().read(records, split)
-        for x in examples:
-            if x.texts[3] not in QUESTIONS:
-                raise ValueError(
-                    f"{x.where}: field 'question' is {x.texts[3]!r}; "
-                    f"must be one of {', '.join(QUESTIONS)}"
-                )
+    def examples(self, record: Record, split: str) -> list[Example]:
+        """One, after a look at its question."""
+        (example,) = super().examples(record, split)
+        if example.texts[3] not in QUESTIONS:
+            raise record.error(
+                "question", f"is {example.texts[3]!r}; must be one of {', '.join(QUESTIONS)}"
+            )
+        return [example]
+
+    def arrange(self, examples: list[Example], split: str) -> list[Example]:
+        """In training after the examples the same with swapped choices."""
         return examples + [_mirrored(x) for x in examples if split == "train"]
 
+    @property
+    def _joins(self) -> bool:
+        """Is the answer the joiner, between the premise and a choice?"""
+        return self.pattern_id == 2 and not self.options.prompts
+
     def parts(self, example: Example) -> Parts:
-        """Patterns 0 and 1: both choices, the premise, `because` or `so`, MASK."""
+        """Both choices, the premise, `because` or `so`, MASK."""
         premise = cut(strip_punctuation(example.texts[0]))
         first, second = _choices(example)
+        joiner = " because" if example.texts[3] == "cause" else ", so"
+        if self.pattern_id == 2:
+            question = [PROMPT, '"', first, '" or "', second, '"', PROMPT]
+            return [*question, premise, joiner, MASK, ".", PROMPT], []
         question = ['"', first, '" or "', second, '"?']
         if self.pattern_id == 1:
             question = [first, " or", " " + second, "?"]
-        joiner = " because" if example.texts[3] == "cause" else ", so"
-        return [*question, premise, joiner, MASK, "."], []
+        return [PROMPT, *question, PROMPT, premise, joiner, PROMPT, MASK, "."], []
 
-    def verbalizers(self) -> tuple[str, ...]:
-        """None: the answers are the choices."""
-        return ()
+    def answers(self, example: Example) -> list[str]:
+        """The choices."""
+        return [" " + choice for choice in _choices(example)]
 
     def cloze_rows(self, example: Example, multi_token: bool) -> list[Row]:
-        """Two rows. In pattern 2 the answer is the joiner, between the premise and a choice."""
+        """Two rows. Pattern 2 without prompts has a context for each choice."""
+        if not self._joins:
+            return super().cloze_rows(example, multi_token)
         choices = _choices(example)
-        if self.pattern_id < 2:
-            a, b = self.parts(example)
-            return [Row(a, b, answer=" " + choice) for choice in choices]
         premise = Cut(strip_punctuation(example.texts[0]))
         lead = ['"', choices[0], '" or "', choices[1], '"?', premise, MASK]
         joiner = " because" if example.texts[3] == "cause" else " so"
@@ -61,6 +71,10 @@ class COPA(PVP):
         joiner = " because" if example.texts[3] == "cause" else " so"
         premise = Cut(example.texts[0])
         return [Row([premise, joiner], [Cut(text)]) for text in example.texts[1:3]]
+
+    def answer_name(self, choice: int, dataset: EncodedDataset, i: int) -> str | int:
+        """0 or 1, a number."""
+        return choice
 
 
 def _choices(example: Example) -> tuple[str, str]:

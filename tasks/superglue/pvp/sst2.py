@@ -13,6 +13,7 @@ class SST2(PVP):
     fields = (("sentence",),)
     labels = ("0", "1")
     num_patterns = 2
+    official = "SST-2.tsv"
     files = {
         "train": ("train.jsonl", "train.tsv"),
         "val": ("val.jsonl", "dev.tsv"),

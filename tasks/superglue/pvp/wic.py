@@ -2,7 +2,7 @@
 
 from tasks.registry import register_task
 from tasks.superglue.data import Example
-from tasks.superglue.encode import MASK, Cut, Row
+from tasks.superglue.encode import MASK, PROMPT, Cut, Row
 from tasks.superglue.pvp.base import PVP, Parts, cut
 
 
@@ -13,18 +13,19 @@ class WiC(PVP):
     fields = (("sentence1",), ("sentence2",), ("word",))
     labels = ("false", "true")
     num_patterns = 3
+    official = "WiC.jsonl"
 
     def parts(self, example: Example) -> Parts:
         """In pattern 0 the two sentences are one text, shortened from its end."""
         first, second, word = example.texts
         if self.pattern_id == 0:
-            question = f' Similar sense of "{word}"?'
-            return [Cut(f'"{first}" / "{second}"'), question, MASK, "."], []
+            both, question = Cut(f'"{first}" / "{second}"'), f' Similar sense of "{word}"?'
+            return [PROMPT, both, PROMPT, question, PROMPT, MASK, "."], []
         if self.pattern_id == 1:
             question = f" Does {word} have the same meaning in both sentences?"
-            return [Cut(first), cut(second), question, MASK], []
-        senses = [' Sense (1) (a) "', Cut(first), '"', " (", MASK, ') "', second, '"']
-        return [word, " .", *senses], []
+            return [Cut(first), PROMPT, cut(second), PROMPT, question, PROMPT, MASK], []
+        lead = [PROMPT, word, " .", PROMPT, ' Sense (1) (a) "', Cut(first), '"']
+        return [*lead, PROMPT, " (", MASK, ') "', second, '"'], []
 
     def verbalizers(self) -> tuple[str, ...]:
         """No, Yes; 2, b (the number of the sense) for pattern 2."""
