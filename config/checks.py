@@ -74,7 +74,14 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "eval_interval": AT_LEAST_ONE,
         "eval_epoch": AT_LEAST_ONE,
     },
-    "finetuning": {"pattern_id": AT_LEAST_ZERO, "length_penalty": AT_LEAST_ZERO},
+    "finetuning": {
+        "pattern_id": AT_LEAST_ZERO,
+        "length_penalty": AT_LEAST_ZERO,
+        "segment_length": AT_LEAST_ZERO,
+        "num_prompt_tokens": AT_LEAST_ZERO,
+        "prefix_prompt": AT_LEAST_ZERO,
+        "tune_prefix_layers": AT_LEAST_ONE,
+    },
     "distill": {
         "distill_soft_rate": AT_LEAST_ZERO,
         "distill_hard_rate": AT_LEAST_ZERO,
@@ -171,6 +178,7 @@ def _data(run: "RunArgs") -> Iterator[str]:
             yield "--task: missing; give the name of the task, as --task=SST-2"
         if run.data.data_dir is None:
             yield "--data-dir: missing; give the folder of the task"
+        yield from _patterns(run)
         return
     if not run.data.train_data:
         yield "--train-data: missing; give names of config/corpora.json, files or folders"
@@ -183,6 +191,20 @@ def _data(run: "RunArgs") -> Iterator[str]:
         parse_split(run.data.split)
     except ConfigError as error:
         yield from error.problems
+
+
+def _patterns(run: "RunArgs") -> Iterator[str]:
+    """What patterns with prompts or parts of answers need."""
+    args = run.finetuning
+    if args.continuous_prompt and not args.cloze_eval:
+        yield "--continuous-prompt: a classification head has no pattern; add --cloze-eval"
+    elif args.continuous_prompt and args.num_prompt_tokens + args.prefix_prompt == 0:
+        yield "--continuous-prompt: how many? give --num-prompt-tokens or --prefix-prompt"
+    if args.segment_length > 0 and args.fast_decode and args.cloze_eval:
+        yield (
+            f"--segment-length={args.segment_length}: has a context for each part of an answer; "
+            "leave out --fast-decode"
+        )
 
 
 def _precision(run: "RunArgs") -> Iterator[str]:

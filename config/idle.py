@@ -47,7 +47,8 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "with --lr-decay-style=constant",
     ),
     (
-        ("--multi-token", "--length-penalty", "--adapet", "--fast-decode", "--pattern-id"),
+        ("--multi-token", "--length-penalty", "--adapet", "--fast-decode", "--pattern-id")
+        + ("--segment-length", "--wsc-negative"),
         lambda run: run.program == "finetune" and not run.finetuning.cloze_eval,
         "without --cloze-eval",
     ),
@@ -55,6 +56,28 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         ("--loss-func",),
         lambda run: run.finetuning.adapet and run.finetuning.cloze_eval,
         "with --adapet, a loss of its own",
+    ),
+    (
+        ("--num-prompt-tokens", "--prefix-prompt", "--prompt-func", "--prompt-init"),
+        lambda run: run.program == "finetune" and not run.finetuning.continuous_prompt,
+        "without --continuous-prompt",
+    ),
+    (
+        ("--tune-prefix-layers",),
+        lambda run: run.program == "finetune" and not run.finetuning.freeze_transformer,
+        "without --freeze-transformer",
+    ),
+    (
+        ("--wsc-negative",),
+        lambda run: (
+            run.program == "finetune" and run.finetuning.loss_func not in ("mix", "generative")
+        ),
+        "without --loss-func=mix or generative",
+    ),
+    (
+        ("--validation-metric", "--custom_first_eval", "--eval-epoch"),
+        lambda run: run.program == "finetune" and run.finetuning.no_validation,
+        "with --no-validation",
     ),
     (
         ("--pool-token",),

@@ -60,9 +60,10 @@ def finetune(argv: Sequence[str]) -> None:
         *(engine, step, train, when, state, run, runtime),
         checkpoints=checkpoints,
         summary=Summary(run, runtime, start=state.iteration),
-        evaluate=selection.evaluate,
+        evaluate=selection.evaluate if loaders["val"] is not None else None,
     )
-    if run.evaluation.custom_first_eval and state.iteration == 0 and trainer.plan.total > 0:
+    first = run.evaluation.custom_first_eval and loaders["val"] is not None
+    if first and state.iteration == 0 and trainer.plan.total > 0:
         trainer.evaluate()
     trainer.fit()
     write_summary(argv, trainer, selection.finish())
@@ -73,18 +74,42 @@ def load_data(
 ) -> "dict[str, StepLoader | None]":
     """Loaders of "train", "val", "test" of this process. Every split is read and encoded now.
 
-    FileNotFoundError without a training or validation split; None where there is no test split.
+    FileNotFoundError without a training or validation split; None where there is no test split, for
+    "val" with --no-validation. A run that trains nothing (--epochs=0) reads no training split: its
+    loader has no batches.
     """
+    from config import ConfigError
     from distill.engine.build import first_iteration
 
     start = first_iteration(run)
-    return {split: loader(task, split, run, runtime, start) for split in SPLITS}
+    wanted = [split for split in SPLITS if split != "val" or not run.finetuning.no_validation]
+    found = {
+        split: loader(task, split, run, runtime, start) if split in wanted else None
+        for split in (wanted if run.train.epochs != 0 else wanted[1:])
+    }
+    if "train" not in found:
+        scored = next((split for split in wanted[1:] if found[split] is not None), None)
+        if scored is None:
+            raise ConfigError(
+                "--epochs=0: there is no split to evaluate; add a test file, or leave out "
+                "--no-validation"
+            )
+        found["train"] = loader(task, scored, run, runtime, start, trains=True)
+    return {split: found.get(split) for split in SPLITS}
 
 
 def loader(
-    task: "SuperGlueTask", split: str, run: "RunArgs", runtime: "Runtime", start: int
+    task: "SuperGlueTask",
+    split: str,
+    run: "RunArgs",
+    runtime: "Runtime",
+    start: int,
+    trains: bool | None = None,
 ) -> "StepLoader | None":
-    """Batches of one split: shuffled epochs from iteration `start` on to train, else one pass."""
+    """Batches of one split: shuffled epochs from iteration `start` on to train, else one pass.
+
+    `trains`: whether it does, if the split's name does not tell.
+    """
     import mpu
     from data_utils.loader import StepLoader
     from data_utils.samplers import StepSampler
@@ -93,7 +118,7 @@ def loader(
     if dataset is None:
         return None
     ranks = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-    if split == "train":
+    if split == "train" if trains is None else trains:
         sampler = StepSampler(
             len(dataset),
             run.train.batch_size,

@@ -125,7 +125,7 @@ class GLMModel(nn.Module):
         """
         recorder = Recorder(hook, hook_op)
         input_ids = recorder.edit("input_ids", input_ids=input_ids)
-        words = self._words(input_ids)
+        words = self.words(input_ids)
         words = self.ib_emb_mlp(words, attention_mask, bool(mems))
         recorder.add("words_embeddings", words)
         recorder.add("position_ids", position_ids)
@@ -144,8 +144,8 @@ class GLMModel(nn.Module):
             output = _pick(hidden, output_rows)
         return recorder.result((output, *new_mems))
 
-    def _words(self, input_ids: Tensor) -> Tensor:
-        """ids [b, s] -> [b, s, h], prompts in their places."""
+    def words(self, input_ids: Tensor) -> Tensor:
+        """ids [b, s] -> word vectors [b, s, h], prompts in their places."""
         ids = input_ids if self.prompt_spell is None else input_ids.clamp(min=0)
         rows = ids if self.vocab_map is None else self.vocab_map(ids)
         words = self.compress_emb_mlp(self.word_embeddings(rows))

@@ -69,6 +69,12 @@ class Task(ABC):
     def metrics(self, predictions: Mapping[int, Any], split: str = "val") -> dict[str, float]:
         """Sample id -> prediction, for a whole split -> scores. {} if the split has no labels."""
 
+    def submission(
+        self, predictions: Mapping[int, Any], split: str
+    ) -> tuple[str, list[str]] | None:
+        """Name and lines of the file that the task's official server takes; None without one."""
+        return None
+
 
 def token_mask(position_ids: Tensor) -> Tensor:
     """[b, 2, s] or [b, s] -> float [b, s]: 1 on tokens.

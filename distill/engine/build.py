@@ -35,6 +35,7 @@ from distill.engine.trainer import Trainer
 from distill.engine.weights import whole_shape
 from distill.engine.wrap import Engine
 from distill.live import EmptyGLM, add_live_teachers, check_empty, restore_combiner
+from distill.prompts import find_glm, freeze_glm, start_prompts
 from distill.step import check_method
 from distill.student import GLMStudent, build_student
 from distill.teacher import Teacher
@@ -88,12 +89,26 @@ def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> 
         check_empty(student, run)
         check_method(student, head, run)
     module = add_head(student, head, run.model, seed=seed)
-    if run.checkpoint.load_pretrained is not None and run.checkpoint.load is None:
-        load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
+    own = load_start(run, module)
     warm_start(module, teachers, run)
+    if run.finetuning.prompt_init and not own:
+        start_prompts(module, head, seed)
+    if run.finetuning.freeze_transformer and run.train.epochs != 0:
+        freeze_glm(module, run)
     restore_combiner(student, run)
     add_live_teachers(student, teachers)
     return module
+
+
+def load_start(run: RunArgs, module: nn.Module) -> bool:
+    """The weights of --load-pretrained; whether they have continuous prompts of their own."""
+    if run.checkpoint.load_pretrained is None or run.checkpoint.load is not None:
+        return run.checkpoint.load is not None
+    glm = find_glm(module)
+    prompts = None if glm is None else glm.prompt_spell
+    before = None if prompts is None else prompts.spell_embeddings.weight.clone()
+    load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
+    return prompts is not None and not torch.equal(before, prompts.spell_embeddings.weight)
 
 
 def first_iteration(run: RunArgs) -> int:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 BEST_TRACKER = "best_checkpointed_iteration.txt"
 BEST, FINAL = "best", "final"
 #: Parameters beside the GLM. Missing in a file they stay as they are, unknown ones are left out.
-OWN_PARTS = ("student.", "pool_layer.", "multichoice_head.")
+OWN_PARTS = ("student.", "pool_layer.", "multichoice_head.", "prompt_spell.")
 LIVE = re.compile(r"(student\.teacher_model_\d+\.).*")  # a whole model: named once
 #: Tables that may have fewer rows in the file: the model's last rows stay as they are.
 WIDENED = re.compile(r"(.*\.)?transformer\.(block_)?position_embeddings\.weight")

@@ -20,6 +20,7 @@ METRICS, RESULTS, TEST_RESULTS, SUMMARY = (
     "summary.json",
 )
 TENSORBOARD = "tensorboard"
+SUBMISSION = "submission"  # its folders val and test hold what a task's server takes
 MARKS = (CONFIG_FILE, TRACKER, BEST_TRACKER, METRICS, RESULTS, TEST_RESULTS, SUMMARY)
 
 
@@ -104,4 +105,5 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(checkpoint)
     for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed adds them
         (folder / script).unlink(missing_ok=True)
-    shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+    for name in (TENSORBOARD, SUBMISSION):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -18,7 +18,7 @@ from distill.engine import files
 from distill.engine.checkpoint import BEST, FINAL, Checkpoints
 from distill.engine.evaluate import Evaluation, evaluate
 from distill.engine.launch import Runtime
-from distill.engine.run_dir import RESULTS, TEST_RESULTS, predictions_file
+from distill.engine.run_dir import RESULTS, SUBMISSION, TEST_RESULTS, predictions_file
 from distill.engine.weights import fill, whole_weights
 from distill.engine.wrap import Engine
 from tasks.base import Task
@@ -44,7 +44,8 @@ class Selection:
         """`loaders`: "val", and "test" or None."""
         self.engine, self.task, self.loaders = engine, task, loaders
         self.state, self.run, self.runtime, self.checkpoints = state, run, runtime, checkpoints
-        self.metric = run.finetuning.validation_metric or task.metric_names[0]
+        wanted = (run.finetuning.validation_metric or task.metric_names[0]).lower()
+        self.metric = next(name for name in task.metric_names if name.lower() == wanted)
         self.history: list[dict[str, Any]] = self._earlier()
         self._best_weights: dict[str, Tensor] | None = None  # kept here if nothing is saved
         if state.best is not None and not checkpoints.has_best():
@@ -70,7 +71,10 @@ class Selection:
         """Evaluate the best weights on validation and test; write and return the results."""
         if self.run.checkpoint.ft_final_save:
             self.checkpoints.save_weights(self.engine, FINAL, self.state.state_dict())
-        if self.state.best is not None:
+        if self.loaders.get("val") is None:  # --no-validation: the last weights are the best
+            self.state.best_epoch = self.state.epoch
+            self._keep()
+        elif self.state.best is not None:
             self._restore()
         results: dict[str, Any] = {"task": self.task.name, "metric": self.metric}
         results |= {"type": "val", "best_epoch": self.state.best_epoch}
@@ -84,7 +88,7 @@ class Selection:
                 results[split] = found.metrics
                 log.info("%s: %s", split, _text(found.metrics))
             results[f"{split}_samples_per_second"] = found.samples_per_second
-        if not self.history:  # evaluated only
+        if not self.history and "val" in results:  # evaluated only
             self._remember(results["val"])
             self.state.best, self.state.best_epoch = results["val"][self.metric], self.state.epoch
             results["best_epoch"] = self.state.best_epoch
@@ -141,6 +145,12 @@ class Selection:
         if self.runtime.is_main and self.runtime.run_dir is not None:
             rows = [{"id": k, "prediction": v} for k, v in found.predictions.items()]
             files.write_lines(self.runtime.run_dir / predictions_file(found.split), rows)
+            official = self.task.submission(found.predictions, found.split)
+            if official is not None:
+                name, lines = official
+                folder = self.runtime.run_dir / SUBMISSION / found.split
+                folder.mkdir(parents=True, exist_ok=True)
+                files.write_text(folder / name, "".join(line + "\n" for line in lines))
 
     def _write_scores(self, *, last_epoch: int, final: dict[str, Any] | None = None) -> None:
         """--custom_tmp_result: per metric, the evaluation at which it was best (validation)."""
@@ -164,7 +174,7 @@ class Selection:
                 "epochs": self.run.train.epochs,
                 "iteration": self.state.iteration,
                 "task": self.run.finetuning.task,
-                "wsc_negative": False,
+                "wsc_negative": self.run.finetuning.wsc_negative,
             },
             "now": time.strftime("%y%m%d_%H%M%S"),
             "max_score_dict": best,

@@ -327,9 +327,7 @@ class _Encoder:
         if cap < 1:
             raise ValueError(f"{where}: no room in --seq-length={self.layout.seq_length}")
         for side in sides:
-            side[:] = [
-                (ids if isinstance(part, Prompt) else ids[:cap], part) for ids, part in side
-            ]
+            side[:] = [(ids if isinstance(part, Prompt) else ids[:cap], part) for ids, part in side]
         return answer[:cap]
 
 

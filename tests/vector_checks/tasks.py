@@ -44,6 +44,22 @@ LM_FIELDS = {
     "target": "labels",
     "loss_mask": "loss_mask",
 }
+# Flag of an encoding -> (option, its value from the flag's text).
+FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "--multi-token": ("multi_token", lambda _: True),
+    "--no-cloze": ("cloze", lambda _: False),
+    "--no-block-position": ("block_position", lambda _: False),
+    "--fast-decode": ("fast_decode", lambda _: True),
+    "--length-penalty": ("length_penalty", float),
+    "--segment-length": ("segment_length", int),
+    "--loss-func": ("loss", str),
+    "--adapet": ("loss", lambda _: "adapet"),
+    "--wsc-negative": ("few", lambda _: False),  # the loss says it all
+    "--continuous-prompt": ("prompts", lambda _: True),
+    "--num-prompt-tokens": ("prompt_tokens", int),
+    "--prefix-prompt": ("prefix_tokens", int),
+    "--few-superglue": ("few", lambda _: True),
+}
 UNPADDED = {"mask", "dec_mask", "attention_mask"}
 
 
@@ -139,35 +155,11 @@ def _task(golden: dict[str, Any], encoding: dict[str, Any], folder: str) -> Supe
         "w14": "W14" in Compat.parse(ALL),
     }
     for flag in encoding["extra_flags"]:
-        name, _, value = flag.partition("=")
-        if name == "--multi-token":
-            options["multi_token"] = True
-        elif name == "--no-cloze":
-            options["cloze"] = False
-        elif name == "--no-block-position":
-            options["block_position"] = False
-        elif name == "--fast-decode":
-            options["fast_decode"] = True
-        elif name == "--length-penalty":
-            options["length_penalty"] = float(value)
-        elif name == "--segment-length":
-            options["segment_length"] = int(value)
-        elif name == "--loss-func":
-            options["loss"] = value
-        elif name == "--adapet":
-            options["loss"] = "adapet"
-        elif name == "--wsc-negative":
-            continue
-        elif name == "--continuous-prompt":
-            options["prompts"] = True
-        elif name == "--num-prompt-tokens":
-            options["prompt_tokens"] = int(value)
-        elif name == "--prefix-prompt":
-            options["prefix_tokens"] = int(value)
-        elif name == "--few-superglue":
-            options["few"] = True
-        else:
+        spelling, _, value = flag.partition("=")
+        if spelling not in FLAGS:
             return None
+        option, kind = FLAGS[spelling]
+        options[option] = kind(value)
     name = task_name(encoding["task"])
     tokenizer = tokenizer_of(encoding["tokenizer"])
     task = make_task(TASKS[name], name, encoding["pattern_id"], tokenizer, Options(**options))

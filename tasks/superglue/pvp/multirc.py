@@ -47,7 +47,7 @@ class MultiRC(PVP):
         return found
 
     def parts(self, example: Example) -> Parts:
-        """The passage, which alone may be cut, the question, the answer, and whether it is right."""
+        """The passage, which alone may be cut, the question, the answer; is it right?"""
         passage, question = (strip_punctuation(text.rstrip()) for text in example.texts[:2])
         text, asked = example.texts[2], [" Question:", " " + question, "?"]
         if self.pattern_id == 3:

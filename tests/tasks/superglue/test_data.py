@@ -91,7 +91,7 @@ def test_a_whole_surrogate_pair_is_a_character(tmp_path):
 
 def test_bytes_that_are_not_utf8_name_the_file(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(b'{"sentence": "caf\xe9", "label": 1}\n')
-    with pytest.raises(ValueError, match=r"train.jsonl, near line 1: not UTF-8"):
+    with pytest.raises(ValueError, match=r"train.jsonl, line 1: not UTF-8"):
         task_of("sst2", tmp_path).dataset("train")
 
 

@@ -19,7 +19,9 @@ def test_metrics_gather_predictions_by_sample(tmp_path):
     actual = task.metrics({2: 2, 0: 0, 1: 0}, "val")
     assert list(actual) == ["accuracy", "f1-macro"]
     # entailment: P 1/2, R 1; neutral: P 1, R 1/2
-    assert actual == pytest.approx({"accuracy": 200 / 3, "f1-macro": 2 / 3})
+    assert actual == pytest.approx({"accuracy": 200 / 3, "f1-macro": 200 / 3})
+    actual = task_of("cb", tmp_path, w29=True).metrics({2: 2, 0: 0, 1: 0}, "val")
+    assert actual == pytest.approx({"accuracy": 200 / 3, "f1-macro": 2 / 3})  # the seed's units
 
 
 def test_every_sample_needs_a_prediction(tmp_path):
@@ -29,13 +31,17 @@ def test_every_sample_needs_a_prediction(tmp_path):
 
 
 def test_predictions_are_written_with_the_file_s_own_numbers(tmp_path):
-    write_lines(tmp_path / "val.jsonl", SST2)
-    actual = task_of("sst2", tmp_path).prediction_lines({1: 0, 0: 1, 2: 1}, "val")
-    assert [json.loads(line) for line in actual] == [
-        {"idx": 7, "label": "1"},
-        {"idx": 3, "label": "0"},
-        {"idx": 9, "label": "1"},
+    write_lines(tmp_path / "val.jsonl", CB)
+    name, lines = task_of("cb", tmp_path).submission({1: 0, 0: 1, 2: 1}, "val")
+    assert name == "CB.jsonl"
+    assert [json.loads(line) for line in lines] == [
+        {"idx": 0, "label": "contradiction"},
+        {"idx": 1, "label": "entailment"},
+        {"idx": 2, "label": "contradiction"},
     ]
+    write_lines(tmp_path / "val.jsonl", SST2)
+    actual = task_of("sst2", tmp_path).submission({1: 0, 0: 1, 2: 1}, "val")
+    assert actual == ("SST-2.tsv", ["index\tprediction", "0\t1", "1\t0", "2\t1"])
 
 
 def test_a_task_without_data_has_no_scores(tmp_path):
@@ -82,7 +88,8 @@ def test_a_length_penalty_without_long_answers_warns(tmp_path, caplog):
 
 def test_the_seeds_encodings(vectors):
     results = {r.name.split("/", 1)[1]: r for r in check_encodings(vectors / "superglue_encodings")}
-    for name in ("boolq", "cb", "copa", "rte", "wic", "ax-b", "ax-g", "other_glue_patterns/sst2"):
+    tasks = ("boolq", "cb", "copa", "rte", "wic", "wsc", "record", "multirc", "ax-b", "ax-g")
+    for name in (*tasks, "record_collate", "other_glue_patterns/sst2"):
         assert results[name].status == "ok", results[name].message
     assert all(r.status in ("ok", NOT_IMPLEMENTED) for r in results.values())
 
