@@ -30,8 +30,12 @@ setup(
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.16"],
+        "generation": ["transformers>=5.23", "rouge_score>=0.1.2", "sacrebleu>=2.4"],
         "dev": [
             "deepspeed>=0.16",
+            "transformers>=5.23",
+            "rouge_score>=0.1.2",
+            "sacrebleu>=2.4",
             "datasets>=3.0",
             "matplotlib>=3.8",
             "pytest>=8.0",

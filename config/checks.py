@@ -9,6 +9,7 @@ from config.data import TOKENIZERS_BUILT, parse_split
 from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
+from config.text_checks import is_seq2seq, text_problems
 from config.zero import zero_problems, zero_without_gpu
 
 if TYPE_CHECKING:
@@ -82,6 +83,13 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "prefix_prompt": AT_LEAST_ZERO,
         "tune_prefix_layers": AT_LEAST_ONE,
     },
+    "text": {
+        "label_smoothing": BELOW_ONE,
+        "blank_maskratio": FRACTION,
+        "num_beams": AT_LEAST_ONE,
+        "no_repeat_ngram_size": AT_LEAST_ZERO,
+        "min_tgt_length": AT_LEAST_ZERO,
+    },
     "distill": {
         "distill_soft_rate": AT_LEAST_ZERO,
         "distill_hard_rate": AT_LEAST_ZERO,
@@ -93,7 +101,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 def check_run(run: "RunArgs") -> list[str]:
     """Every problem that flags alone show: `--flag=value: what is wrong; what would be right`."""
     checks = (_finite, _ranges, _shapes, _length, _data, _precision, _processes, _distillation)
-    return [problem for check in checks for problem in check(run)]
+    return [problem for check in (*checks, text_problems) for problem in check(run)]
 
 
 def _finite(run: "RunArgs") -> Iterator[str]:
@@ -143,13 +151,15 @@ def _shapes(run: "RunArgs") -> Iterator[str]:
 def _length(run: "RunArgs") -> Iterator[str]:
     """How long a run is, and how long its samples are."""
     longest = run.model.max_position_embeddings
-    if run.data.seq_length > longest:
+    if is_seq2seq(run):  # has lengths of its own
+        pass
+    elif run.data.seq_length > longest:
         yield (
             f"--seq-length={run.data.seq_length}: is longer than "
             f"--max-position-embeddings={longest}; source tokens have a position each"
         )
     for t_no, teacher in enumerate(run.teachers):
-        if run.data.seq_length > teacher.max_position_embeddings:
+        if run.data.seq_length > teacher.max_position_embeddings and not is_seq2seq(run):
             yield (
                 f"--seq-length={run.data.seq_length}: is longer than the teacher's "
                 f"{_flag(run, t_no, 'max_position_embeddings')}={teacher.max_position_embeddings}; "

@@ -25,6 +25,7 @@ ITEMS: dict[str, str] = {
     "W11": "the linear decay of the learning rate goes on below its floor",
     "W29": "F1a, EM and macro-F1 of MultiRC and CB are fractions, not percent",
     "W14": "verbalizers of byte-level BPE lose their leading space; the first mask counts",
+    "W16": "beams are drawn, unless --select-topk is given",
 }
 
 ALL = "glmkd"  # the name of the whole set

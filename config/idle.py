@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 from config.distill import DistillArgs, TeacherArgs
 from config.group import ArgGroup
 from config.notes import warn
-from config.tasks import FinetuneArgs
+from config.tasks import FinetuneArgs, is_one_of
 from config.teachers import MultiTeacherArgs
+from config.text import TextArgs
+from config.text_checks import is_seq2seq
 from config.zero import warn_idle_zero
 
 if TYPE_CHECKING:
@@ -47,10 +49,54 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "with --lr-decay-style=constant",
     ),
     (
-        ("--multi-token", "--length-penalty", "--adapet", "--fast-decode", "--pattern-id")
+        ("--multi-token", "--adapet", "--fast-decode", "--pattern-id")
         + ("--segment-length", "--wsc-negative"),
         lambda run: run.program == "finetune" and not run.finetuning.cloze_eval,
         "without --cloze-eval",
+    ),
+    (
+        ("--length-penalty",),
+        lambda run: (
+            run.program == "finetune" and not run.finetuning.cloze_eval and not is_seq2seq(run)
+        ),
+        "without --cloze-eval or a sequence-to-sequence task",
+    ),
+    (
+        tuple(TextArgs.flags()),
+        lambda run: run.program == "pretrain",
+        "on pretraining",
+    ),
+    (
+        ("--src-seq-length", "--tgt-seq-length", "--label-smoothing", "--num-beams")
+        + ("--no-repeat-ngram-size", "--min-tgt-length", "--select-topk", "--blank-maskratio"),
+        lambda run: not is_seq2seq(run),
+        "without a sequence-to-sequence task",
+    ),
+    (
+        ("--blank-maskratio",),
+        lambda run: not is_one_of(run.finetuning.task, ("blank",)),
+        "without --task=blank",
+    ),
+    (
+        ("--select-topk",),
+        lambda run: "W16" not in run.compat,
+        "without --compat=W16: a beam always goes on with its likeliest tokens",
+    ),
+    (
+        ("--seq-length",),
+        is_seq2seq,
+        "with a sequence-to-sequence task, which has --src-seq-length and --tgt-seq-length",
+    ),
+    (
+        ("--cloze-eval", "--pool-token", "--loss-func", "--multi-token", "--pattern-id")
+        + ("--adapet", "--fast-decode"),
+        lambda run: is_seq2seq(run),
+        "on a task whose answers are texts",
+    ),
+    (
+        ("--valid-data",),
+        lambda run: run.program == "finetune",
+        "on fine-tuning",
     ),
     (
         ("--loss-func",),
@@ -101,7 +147,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "on pretraining",
     ),
     (
-        ("--train-data", "--valid-data", "--test-data", "--split", "--bert-prob")
+        ("--train-data", "--test-data", "--split", "--bert-prob")
         + ("--single-span-prob", "--avg-block-length", "--no-shuffle-block")
         + ("--eval-interval", "--eval-iters", "--num-workers", "--text-key", "--cache-dir")
         + ("--sample-one-document", "--non-sentence-start"),

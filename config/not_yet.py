@@ -33,11 +33,7 @@ _FEATURES = {
     ),
     "sequences of another length in evaluation": "eval-seq-length",
     "language-model evaluation": "overlapping-eval=32 unidirectional",
-    "generation": (
-        "temperature=1 top_p=0 top_k=0 out-seq-length=256 num-beams=1 no-repeat-ngram-size=0 "
-        "min-tgt-length=0 select-topk blank-maskratio=0.1"
-    ),
-    "sequence-to-sequence tasks": "label-smoothing=0 src-seq-length tgt-seq-length",
+    "drawing tokens": "temperature=1 top_p=0 top_k=0 out-seq-length=256",
     "filtering corpora by language": "filter-english",
     "saved splits of a corpus": "load-splits save-splits save-test-data",
     "multi-task pretraining": (

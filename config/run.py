@@ -24,6 +24,7 @@ from config.parser import build_parser, read_flags
 from config.saved import run_folder, take_architecture
 from config.tasks import FinetuneArgs
 from config.teachers import MultiTeacherArgs
+from config.text import TextArgs
 from config.training import (
     CheckpointArgs,
     EvalArgs,
@@ -46,6 +47,7 @@ GROUPS: dict[str, type[ArgGroup]] = {
     "parallel": ParallelArgs,
     "evaluation": EvalArgs,
     "finetuning": FinetuneArgs,
+    "text": TextArgs,
     "distill": DistillArgs,
     "multi_teacher": MultiTeacherArgs,
 }
@@ -77,6 +79,7 @@ class RunArgs:
     parallel: ParallelArgs = ParallelArgs()
     evaluation: EvalArgs = EvalArgs()
     finetuning: FinetuneArgs = FinetuneArgs()
+    text: TextArgs = TextArgs()
     distill: DistillArgs = DistillArgs()
     multi_teacher: MultiTeacherArgs = MultiTeacherArgs()
     teachers: tuple[TeacherArgs, ...] = ()

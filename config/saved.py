@@ -184,7 +184,7 @@ FREE = frozenset(
 )
 COMPARED = (
     *("model", "tokenizer", "data", "blocks", "train", "optim", "precision", "evaluation"),
-    *("finetuning", "distill", "method", "multi_teacher", "combiner"),
+    *("finetuning", "text", "distill", "method", "multi_teacher", "combiner"),
 )
 MAY_GROW = frozenset({"train_iters", "epochs"})
 

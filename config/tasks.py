@@ -1,8 +1,25 @@
 """Fine-tuning: the task, its pattern and its head."""
 
+import re
 from dataclasses import dataclass
 
 from config.group import ArgGroup, flag
+
+#: Tasks whose answers are texts; all others choose.
+SEQ2SEQ_TASKS = (
+    *("cnn_dm", "cnn_dm_original", "gigaword", "xsum", "customization"),
+    *("squad_generation", "squad_v1", "cmrc", "blank", "extraction"),
+)
+
+
+def plain_name(task: str) -> str:
+    """What is compared of a task's name: `SST-2`, `sst2` and `sst_2` are the same."""
+    return re.sub(r"[^a-z0-9]", "", task.lower())
+
+
+def is_one_of(task: str | None, names: tuple[str, ...]) -> bool:
+    """Whether --task is one of these, in whatever spelling."""
+    return task is not None and plain_name(task) in map(plain_name, names)
 
 
 @dataclass(frozen=True, kw_only=True)

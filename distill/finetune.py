@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from data_utils.loader import StepLoader
     from distill.engine.launch import Runtime
     from distill.engine.trainer import Plan
-    from tasks.superglue.task import SuperGlueTask
+    from tasks.base import FinetuneTask
 
 SPLITS = ("train", "val", "test")
 
@@ -46,7 +46,8 @@ def finetune(argv: Sequence[str]) -> None:
 
     run, runtime, tokenizer = start(run)
     with_blocks = not run.model.no_block_position
-    task = build_task(run.finetuning, run.data, tokenizer, run.compat, block_position=with_blocks)
+    groups = run.finetuning, run.data, tokenizer, run.compat
+    task = build_task(*groups, block_position=with_blocks, text=run.text)
     check_needs(run, task.head)
     loaders = load_data(task, run, runtime)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
@@ -70,7 +71,7 @@ def finetune(argv: Sequence[str]) -> None:
 
 
 def load_data(
-    task: "SuperGlueTask", run: "RunArgs", runtime: "Runtime"
+    task: "FinetuneTask", run: "RunArgs", runtime: "Runtime"
 ) -> "dict[str, StepLoader | None]":
     """Loaders of "train", "val", "test" of this process. Every split is read and encoded now.
 
@@ -99,7 +100,7 @@ def load_data(
 
 
 def loader(
-    task: "SuperGlueTask",
+    task: "FinetuneTask",
     split: str,
     run: "RunArgs",
     runtime: "Runtime",

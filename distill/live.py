@@ -26,6 +26,7 @@ from distill.capture import to_hook
 from distill.student import OWN, GLMStudent
 from distill.teacher import TEACHER, Teacher
 from model.build import HeadSpec
+from model.cache import KeyValueCache
 from mpu import Recorder
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class EmptyGLM(nn.Module):
         output_rows: Tensor | None = None,
         hook: dict | None = None,
         hook_op: dict | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple:
         """As `GLMModel.forward`: ids [b, s] -> (ones [b, s, v/p] or [r, v/p],)."""
         shape = input_ids.shape if output_rows is None else output_rows.shape

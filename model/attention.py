@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 import mpu
 from config.model import ModelArgs
+from model.cache import KeyValueCache
 from model.init import InitMethod
 from mpu import Recorder
 
 MASKED = -65504.0  # score of an invisible key: the lowest number of fp16
 EXPLICIT = ("attention_scores", "attention_probs")
 NO_RECORDER = Recorder()
+LayerCache = tuple[KeyValueCache, int]  # and the number of the layer in it
 
 
 def glm_mask(sep: Tensor | int, length: int, memory: int, device: torch.device) -> Tensor:
@@ -62,10 +64,12 @@ class ParallelSelfAttention(nn.Module):
         mask: Tensor,
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """[b, s, h], mask [b or 1, 1, s, mem + s], memory [b, mem, h] -> [b, s, u].
 
-        Queries come from x, keys and values from the memory followed by x.
+        Queries come from x, keys and values from the memory followed by x; or from a cache, which
+        x is appended to, and the number of this layer in it.
         """
         inputs = x if memory is None else torch.cat((memory, x), dim=1)
         query, key, value = mpu.split_tensor_along_last_dim(self.query_key_value(inputs), 3)
@@ -78,6 +82,8 @@ class ParallelSelfAttention(nn.Module):
         recorder.add("query_layer", query)
         recorder.add("key_layer", key)
         recorder.add("value_layer", value)
+        if cache is not None:
+            key, value = cache[0].update(key, value, cache[1])
         if recorder.wants_any(*EXPLICIT):
             context = self._explicit(query, key, value, mask, recorder)
         else:

@@ -14,7 +14,7 @@ state, GELU.
 from torch import Tensor, nn
 
 from config.model import ModelArgs
-from model.attention import NO_RECORDER
+from model.attention import NO_RECORDER, LayerCache
 from model.init import InitMethod, gathered_linear
 from model.layer import LAYERNORM_EPS, ParallelMLP, ParallelTransformerLayer
 from mpu import Recorder
@@ -42,9 +42,10 @@ class BottleneckLayer(ParallelTransformerLayer):
         mask: Tensor,
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """As a plain block: [b, s, h] -> [b, s, h]; `post_attention_layernorm` is [b, s, u]."""
-        inner = self.ib_linear_in(x) + self._attend(x, mask, memory, recorder)
+        inner = self.ib_linear_in(x) + self._attend(x, mask, memory, recorder, cache)
         inner = inner + self._feed(inner, recorder)
         for layernorm, mlp in zip(self.ib_mlp_layernorm, self.ib_mlp, strict=True):
             inner = inner + self._dropout(mlp(layernorm(inner)))

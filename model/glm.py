@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import mpu
 from config.model import ModelArgs
+from model.cache import KeyValueCache
 from model.embedding import NeighbourWords, OwnWords
 from model.init import gathered_linear, normal
 from model.prompt import PromptSpec, PromptSpell
@@ -110,12 +111,15 @@ class GLMModel(nn.Module):
         output_rows: Tensor | None = None,
         hook: dict | None = None,
         hook_op: dict | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple:
         """ids [b, s], positions [b, 2, s], sep -> (logits [b, s, v/p], *mems).
 
         `position_ids`: positions and block positions; [b, s] without block positions.
         `attention_mask`: the separator, a number or [b], or a mask [b or 1, 1, s, mem + s]; see
         `model.attention.glm_mask`. `mems`: see `ParallelTransformer.forward`.
+        `cache`: keys and values of earlier positions, which these are appended to. Only without
+        gradients.
         `output_rows` int64 [r]: the only positions, counted in the flattened [b * s], whose output
         is wanted: logits are [r, v/p]. The vocabulary product of the others is left out, unless the
         hook asks for it.
@@ -126,7 +130,7 @@ class GLMModel(nn.Module):
         recorder = Recorder(hook, hook_op)
         input_ids = recorder.edit("input_ids", input_ids=input_ids)
         words = self.words(input_ids)
-        words = self.ib_emb_mlp(words, attention_mask, bool(mems))
+        words = self.ib_emb_mlp(words, attention_mask, bool(mems) or bool(cache))
         recorder.add("words_embeddings", words)
         recorder.add("position_ids", position_ids)
         hidden, new_mems = self.transformer(
@@ -137,6 +141,7 @@ class GLMModel(nn.Module):
             return_memory=return_memory,
             detach_memory=detach_memory,
             recorder=recorder.child("transformer"),
+            cache=cache,
         )
         if self.output_predict:
             output = self._logits(hidden, output_rows, recorder)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import mpu
 from config.model import ModelArgs
-from model.attention import NO_RECORDER, ParallelSelfAttention
+from model.attention import NO_RECORDER, LayerCache, ParallelSelfAttention
 from model.init import InitMethod
 from mpu import Recorder
 
@@ -42,25 +42,33 @@ class ParallelTransformerLayer(nn.Module):
         mask: Tensor,
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """[b, s, h], mask [b or 1, 1, s, mem + s], memory [b, mem, h] -> [b, s, h].
 
         The memory holds inputs of this layer; it goes through the same LayerNorm as x.
         """
-        x = x + self._attend(x, mask, memory, recorder)
+        x = x + self._attend(x, mask, memory, recorder, cache)
         x = x + self._feed(x, recorder)
         x = recorder.edit("tf_output", tf_output=x)
         recorder.add("tf_output", x)
         return x
 
-    def _attend(self, x: Tensor, mask: Tensor, memory: Tensor | None, recorder: Recorder) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        memory: Tensor | None,
+        recorder: Recorder,
+        cache: LayerCache | None,
+    ) -> Tensor:
         """What attention adds: [b, s, h] -> [b, s, h], u instead of h in a bottleneck."""
         normed = self.input_layernorm(x)
         normed = recorder.edit("layernorm_output", layernorm_output=normed)
         recorder.add("layernorm_output", normed)
         if memory is not None:
             memory = self.input_layernorm(memory)
-        return self._dropout(self.attention(normed, mask, memory, recorder))
+        return self._dropout(self.attention(normed, mask, memory, recorder, cache))
 
     def _feed(self, x: Tensor, recorder: Recorder) -> Tensor:
         """What the MLP adds: [b, s, h], or u in a bottleneck, the same shape."""

@@ -15,6 +15,7 @@ import mpu
 from config.model import ModelArgs
 from model.attention import NO_RECORDER, glm_mask
 from model.bottleneck import BottleneckLayer
+from model.cache import KeyValueCache
 from model.init import InitMethod, embedding
 from model.layer import LAYERNORM_EPS, ParallelTransformerLayer
 from mpu import Recorder
@@ -58,14 +59,17 @@ class ParallelTransformer(nn.Module):
         return_memory: bool = False,
         detach_memory: bool = True,
         recorder: Recorder = NO_RECORDER,
+        cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """[b, s, h], positions [b, 2, s] (or [b, s]), sep -> [b, s, h] after the final LayerNorm.
 
         `mems`: one tensor [b, mem, h] a layer and one more, as returned by an earlier call: the
         embeddings and each layer's output, appended to the old memory. All of it is returned with
         `return_memory`, else the last `mem_length` states, else nothing.
+        `cache`: of earlier positions, instead of a memory; these ones are appended to it.
         """
-        memory_length = mems[0].size(1) if mems else 0
+        assert cache is None or not (mems or torch.is_grad_enabled()), "a cache is for decoding"
+        memory_length = mems[0].size(1) if mems else 0 if cache is None else len(cache)
         mask = glm_mask(attention_mask, words.size(1), memory_length, words.device)
         x = words + self._positions(position_ids)
         x = recorder.edit("embeddings", hidden_states=x, this=self)
@@ -81,7 +85,7 @@ class ParallelTransformer(nn.Module):
         size = self.chunk_size if recompute else len(layers)
         run = self._recomputed if recompute else self._run
         for first in range(0, len(layers), size):
-            outputs = run(layers[first : first + size], x, mask, mems, below, remember)
+            outputs = run(layers[first : first + size], x, mask, mems, below, remember, cache)
             x = outputs[-1]
             states += outputs if remember else ()
 
@@ -106,11 +110,13 @@ class ParallelTransformer(nn.Module):
         mems: Sequence[Tensor],
         recorder: Recorder,
         keep: bool,
+        cache: KeyValueCache | None = None,
     ) -> list[Tensor]:
         """Outputs of these layers: of every one with `keep`, else of the last."""
         outputs = []
         for number, layer in layers:
-            x = layer(x, mask, mems[number] if mems else None, recorder.child(number))
+            inputs = x, mask, mems[number] if mems else None, recorder.child(number)
+            x = layer(*inputs) if cache is None else layer(*inputs, (cache, number))
             outputs.append(x)
             if not keep:
                 del outputs[:-1]
@@ -124,6 +130,7 @@ class ParallelTransformer(nn.Module):
         mems: Sequence[Tensor],
         recorder: Recorder,
         keep: bool,
+        cache: None = None,
     ) -> list[Tensor]:
         """The same; activations are recomputed in the backward pass, captures leave as outputs."""
         paths: list[tuple] = []

@@ -1,6 +1,6 @@
 """Fine-tuning tasks, and pretraining's. Importing this package registers all of them."""
 
-from tasks import superglue
+from tasks import seq2seq, superglue
 from tasks.registry import TASKS, build_task, register_task, task_name
 from tasks.superglue.dataset import majority_class_accuracy
 
@@ -9,6 +9,7 @@ __all__ = [
     "build_task",
     "majority_class_accuracy",
     "register_task",
+    "seq2seq",
     "superglue",
     "task_name",
 ]

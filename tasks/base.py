@@ -1,12 +1,12 @@
 """Task: all that the training step and the evaluation know about what a model is trained for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_utils.batch import Batch
 from model.build import HeadSpec
@@ -56,6 +56,14 @@ class Task(ABC):
         """[b, c]: 1 where a choice is real; None where all are."""
         return batch.choice_mask
 
+    def answers(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Predictions of a batch on the model's device: evaluation, no gradients.
+
+        One forward and `predict`; a task that generates does it here.
+        """
+        outputs = model(*self.inputs(batch))
+        return self.predict(outputs[0] if isinstance(outputs, tuple) else outputs, batch)
+
     @abstractmethod
     def predict(self, logits: Tensor, batch: Batch) -> list[Any]:
         """One prediction a sample, fillers included; collected by `batch.sample_ids`."""
@@ -74,6 +82,21 @@ class Task(ABC):
     ) -> tuple[str, list[str]] | None:
         """Name and lines of the file that the task's official server takes; None without one."""
         return None
+
+
+class FinetuneTask(Task):
+    """A task with files: `dataset(split)[i]` is a sample, `collate` makes batches of them."""
+
+    @abstractmethod
+    def dataset(self, split: str) -> Any:
+        """The samples of "train", "val" or "test"; None for a split that the task has not.
+
+        `dataset[~i]` is sample i with weight 0. Read and encoded at the first call.
+        """
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Samples -> one micro-batch."""
 
 
 def token_mask(position_ids: Tensor) -> Tensor:

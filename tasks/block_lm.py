@@ -23,13 +23,17 @@ class BlockLM(Task):
     hard_rows = "targets"
     metric_names = ("loss", "ppl")
 
+    def __init__(self, label_smoothing: float = 0.0):
+        """label_smoothing: the part of a label's probability that is spread over all words."""
+        self.label_smoothing = label_smoothing
+
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """(tokens [b, s], position_ids [b, 2, s], separators [b])."""
         return batch.tokens, batch.position_ids, batch.attention_mask
 
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """[b, s, v/p] -> [b, s], nats. All-reduces over the model-parallel group."""
-        return mpu.vocab_parallel_cross_entropy(logits, batch.labels)
+        return mpu.vocab_parallel_cross_entropy(logits, batch.labels, self.label_smoothing)
 
     def row_masks(self, batch: Batch) -> dict[str, Tensor]:
         """`targets` [b, s]: the loss mask. `tokens` [b, s]: everything but padding."""

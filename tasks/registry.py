@@ -1,17 +1,17 @@
 """Tasks by name: `--task=SST-2`, `--task=sst2` and `--task=sst_2` are the same."""
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from config.compat import Compat
 from config.data import DataArgs
 from config.errors import ConfigError
-from config.tasks import FinetuneArgs
+from config.tasks import FinetuneArgs, plain_name
+from config.text import TextArgs
 from data_utils.tokenization import Tokenizer
 
 if TYPE_CHECKING:
-    from tasks.superglue.task import SuperGlueTask
+    from tasks.base import FinetuneTask
 
 
 class Buildable(Protocol):
@@ -26,7 +26,8 @@ class Buildable(Protocol):
         tokenizer: Tokenizer,
         compat: Compat,
         block_position: bool,
-    ) -> "SuperGlueTask":
+        text: TextArgs,
+    ) -> "FinetuneTask":
         """The task with its files and tokenizer."""
 
 
@@ -38,7 +39,8 @@ def register_task(name: str) -> Callable[[Registered], Registered]:
     """Class decorator: make a task known by this name. ValueError for a name already taken."""
 
     def register(cls: Registered) -> Registered:
-        taken = next((TASKS[known] for known in TASKS if _plain(known) == _plain(name)), None)
+        """The class, registered."""
+        taken = next((TASKS[x] for x in TASKS if plain_name(x) == plain_name(name)), None)
         if taken is not None:
             raise ValueError(f"task {name}: both {taken.__name__} and {cls.__name__}")
         TASKS[name] = cls
@@ -50,7 +52,7 @@ def register_task(name: str) -> Callable[[Registered], Registered]:
 def task_name(given: str | None) -> str:
     """The registered name of a task, in whatever spelling. ConfigError lists the known ones."""
     for known in TASKS:
-        if given is not None and _plain(known) == _plain(given):
+        if given is not None and plain_name(known) == plain_name(given):
             return known
     wrong = "unknown task" if given else "a task is needed"
     raise ConfigError(f"--task={given or ''}: {wrong}; known are {', '.join(sorted(TASKS))}")
@@ -63,15 +65,13 @@ def build_task(
     compat: Compat,
     *,
     block_position: bool = True,
-) -> "SuperGlueTask":
+    text: TextArgs = TextArgs(),  # noqa: B008 - frozen
+) -> "FinetuneTask":
     """The task of the command line. Its files are read when a split is first asked for.
 
     block_position: False with --no-block-position, where every answer token has block position 1.
+    text: lengths and decoding of tasks whose answers are texts.
     ConfigError: unknown task, pattern or metric, a verbalizer that is not one token.
     """
     name = task_name(finetuning.task)
-    return TASKS[name].build(name, finetuning, data, tokenizer, compat, block_position)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return TASKS[name].build(name, finetuning, data, tokenizer, compat, block_position, text)

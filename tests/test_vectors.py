@@ -38,7 +38,7 @@ BUILT = [
     "kd_ft*",
     "pd_2_ft",
     "glmd_vc_*",
-    "lm_plain_ft",
+    "lm_plain_*",
     "lm_kd*",
     "avgmt_*",
     "tmkd_*",

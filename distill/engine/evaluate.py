@@ -51,12 +51,10 @@ def evaluate(
         with engine.autocast():
             for batch in (b for step in islice(steps, limit) for b in step):
                 moved = batch.to(engine.device)
-                outputs = module(*task.inputs(moved))
-                scores = outputs[0] if isinstance(outputs, tuple) else outputs
                 rows = zip(
                     batch.sample_ids.tolist(),
                     batch.weight.tolist(),
-                    task.predict(scores, moved),
+                    task.answers(module, moved),
                     strict=True,
                 )
                 mine |= {sample: found for sample, weight, found in rows if weight > 0}

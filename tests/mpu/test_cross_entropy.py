@@ -21,19 +21,20 @@ def _inputs(scale=3.0, dtype=torch.float32):
     return logits, target, weight
 
 
-def _sharded(rank, size, logits, target, weight, chunk):
+def _sharded(rank, size, logits, target, weight, chunk, smoothing=0.0):
     """Loss of each token and the gradient of the rank's logits."""
     mpu.initialize_model_parallel(size)
     cross_entropy._CHUNK_ELEMENTS = chunk
     shard = mpu.split(logits, mpu.Partition(-1), rank, size).clone().requires_grad_()
-    loss = mpu.vocab_parallel_cross_entropy(shard, target)
+    loss = mpu.vocab_parallel_cross_entropy(shard, target, smoothing)
     (loss * weight).sum().backward()
     return loss.detach(), shard.grad
 
 
-def _dense(logits, target, weight):
+def _dense(logits, target, weight, smoothing=0.0):
     logits = logits.float().clone().requires_grad_()
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+    rows = logits.flatten(0, 1), target.flatten()
+    loss = F.cross_entropy(*rows, reduction="none", label_smoothing=smoothing).view_as(target)
     (loss * weight).sum().backward()
     return loss.detach(), logits.grad
 
@@ -44,6 +45,16 @@ def test_value_and_gradient_do_not_depend_on_the_size(size, chunk):
     inputs = _inputs()
     expected_loss, expected_gradient = _dense(*inputs)
     ranks = run_ranks(size, _sharded, *inputs, chunk)
+    for loss, _ in ranks:
+        assert_close(loss, expected_loss)
+    assert_close(mpu.merge([g for _, g in ranks], mpu.Partition(-1)), expected_gradient)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_label_smoothing_is_over_the_words_of_all_shards(size):
+    inputs = _inputs()
+    expected_loss, expected_gradient = _dense(*inputs, smoothing=0.1)
+    ranks = run_ranks(size, _sharded, *inputs, 3 * VOCABULARY, 0.1)
     for loss, _ in ranks:
         assert_close(loss, expected_loss)
     assert_close(mpu.merge([g for _, g in ranks], mpu.Partition(-1)), expected_gradient)

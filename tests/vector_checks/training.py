@@ -204,7 +204,7 @@ def without(flags: list[str], names: Sequence[str]) -> list[str]:
 def read_task(case: Path) -> Task:
     """The task of a case, from the shapes of its batch and the flags of its head."""
     if read_json(case, "args.json")["stage"] in ("pt", "lm"):
-        return BlockLM()
+        return BlockLM(read_run(case).text.label_smoothing)
     flags, batch = read_run(case).finetuning, read_batch(case, 0)
     if batch.target_ids is None and batch.dec_target_ids is None:
         weights = read_tensors(case, "student.safetensors")
@@ -423,7 +423,7 @@ CHECKS: dict[str, Callable[[Path], list[Result]]] = {
         "kd_ft*",
         "pd_*_ft*",
         "glmd_vc_*",
-        "lm_plain_ft*",
+        "lm_plain_*",
         "lm_kd*",
         "x_kd_*",
         "x_logitsdistil_*",

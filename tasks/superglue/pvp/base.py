@@ -15,6 +15,7 @@ from config.compat import Compat
 from config.data import DataArgs
 from config.errors import ConfigError
 from config.tasks import FinetuneArgs
+from config.text import TextArgs
 from data_utils.bad_lines import BadLines
 from data_utils.tokenization import Tokenizer
 from tasks.superglue import metrics
@@ -74,6 +75,7 @@ class PVP(ABC):
         tokenizer: Tokenizer,
         compat: Compat,
         block_position: bool,
+        text: TextArgs,
     ) -> SuperGlueTask | GenerativeTask:
         """The task with its files and tokenizer; called by `tasks.registry.build_task`."""
         return build_superglue(cls, name, finetuning, data, tokenizer, compat, block_position)
