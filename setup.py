@@ -21,6 +21,7 @@ setup(
         "torch>=2.5",
         "numpy>=1.26",
         "tokenizers>=0.20",
+        "sentencepiece>=0.2",
         "pyarrow>=15.0",
         "filelock>=3.12",
         "safetensors>=0.4",

@@ -38,6 +38,8 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "bert_prob": FRACTION,
         "single_span_prob": FRACTION,
         "avg_block_length": AT_LEAST_ONE,
+        "block_mask_prob": FRACTION,
+        "context_mask_ratio": FRACTION,
     },
     "train": {
         "batch_size": AT_LEAST_ONE,
@@ -183,6 +185,8 @@ def _data(run: "RunArgs") -> Iterator[str]:
             f"--tokenizer-type={run.tokenizer.tokenizer_type}: is not supported yet; "
             f"use {' or '.join(TOKENIZERS_BUILT)}"
         )
+    if run.blocks.sentinel_token and run.tokenizer.tokenizer_type != "BertWordPieceTokenizer":
+        yield "--sentinel-token: is built for --tokenizer-type=BertWordPieceTokenizer; leave it out"
     if run.program == "finetune":
         if run.finetuning.task is None:
             yield "--task: missing; give the name of the task, as --task=SST-2"

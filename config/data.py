@@ -5,13 +5,8 @@ from dataclasses import dataclass
 from config.errors import ConfigError
 from config.group import ArgGroup, flag
 
-TOKENIZERS_BUILT = ("BertWordPieceTokenizer", "GPT2BPETokenizer")
-TOKENIZERS = (
-    "CharacterLevelTokenizer",
-    "SentencePieceTokenizer",
-    *TOKENIZERS_BUILT,
-    "ChineseSPTokenizer",
-)
+TOKENIZERS_BUILT = ("BertWordPieceTokenizer", "GPT2BPETokenizer", "ChineseSPTokenizer")
+TOKENIZERS = ("CharacterLevelTokenizer", "SentencePieceTokenizer", *TOKENIZERS_BUILT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +15,17 @@ class TokenizerArgs(ArgGroup):
 
     title, sep = "tokenizer", "-"
     tokenizer_type: str = flag("BertWordPieceTokenizer", "kind of tokenizer", choices=TOKENIZERS)
-    tokenizer_model_type: str | None = flag(None, "a vocabulary that ships: bert-base-uncased")
-    tokenizer_path: str = flag("tokenizer.model", "a vocab.txt of your own, or its folder")
+    tokenizer_model_type: str | None = flag(
+        None, "vocabulary: bert-base-uncased, gpt2; roberta with --tokenizer-path"
+    )
+    tokenizer_path: str = flag(
+        "tokenizer.model",
+        "your own vocab.txt, vocab.json and merges.txt, or .model; the file or its folder",
+    )
     task_mask: bool = flag(False, "own mask tokens for generation (gMASK) and sentences (sMASK)")
+    fix_command_token: bool = flag(
+        False, "ChineseSPTokenizer: later ids, gMASK's not that of eop; as large-chinese has them"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +81,10 @@ class BlockLMArgs(ArgGroup):
     avg_block_length: int = flag(3, "mean span length (tokens)")
     no_shuffle_block: bool = flag(False, "spans keep their order in the target part")
     single_span_prob: float = flag(0.0, "fraction of samples with one span")
+    sentinel_token: bool = flag(
+        False, "BertWordPieceTokenizer: a mask and a piece token of its own for every span"
+    )
+    block_mask_prob: float = flag(0.0, "fraction of a short span's input tokens to hide (dBLOCK)")
+    context_mask_ratio: float = flag(
+        0.0, "hide this part of a sample's tokens (dBLOCK), of those within 3 of a short span"
+    )

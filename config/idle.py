@@ -131,6 +131,11 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "with --cloze-eval",
     ),
     (
+        ("--fix-command-token",),
+        lambda run: run.tokenizer.tokenizer_type != "ChineseSPTokenizer",
+        "without --tokenizer-type=ChineseSPTokenizer",
+    ),
+    (
         ("--epochs",),
         lambda run: run.program == "pretrain",
         "on pretraining, whose length is --train-iters",

@@ -28,9 +28,7 @@ _FEATURES = {
     "switching to a linear schedule on resume": "switch-linear",
     "block-LM samples of the GPT kind": "gpt-infill-prob=0.5 gpt-min-ratio=0.5",
     "block-LM samples of the gap-sentence kind": "gap-sentence-prob=0 gap-sentence-ratio=0.15",
-    "further options of block-LM samples": (
-        "short-seq-prob=0 sentinel-token block-mask-prob=0 context-mask-ratio=0 random-position"
-    ),
+    "further options of block-LM samples": ("short-seq-prob=0 random-position"),
     "sequences of another length in evaluation": "eval-seq-length",
     "language-model evaluation": "overlapping-eval=32 unidirectional",
     "drawing tokens": "temperature=1 top_p=0 top_k=0 out-seq-length=256",
@@ -39,7 +37,6 @@ _FEATURES = {
     "multi-task pretraining": (
         "multi-task-data multi-task-ratio=0 multi-seq-length multi-batch-size"
     ),
-    "the Chinese tokenizer": "fix-command-token",
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
     "other optimizers than AdamW": "optimizer=adam",
     "vocabulary compression": (

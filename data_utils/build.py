@@ -1,13 +1,12 @@
-"""From arguments to a tokenizer and to the loaders of a pretraining run."""
+"""From arguments to the loaders of a pretraining run."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from config.data import BlockLMArgs, DataArgs, TokenizerArgs
+from config.data import BlockLMArgs, DataArgs
 from config.errors import ConfigError
 from config.training import EvalArgs, TrainArgs
 from data_utils.block import SpanCorruption, SpecialIds, collate
@@ -15,55 +14,13 @@ from data_utils.corpora import Documents, find_corpus, load_documents
 from data_utils.dataset import BlockDataset
 from data_utils.loader import StepLoader
 from data_utils.samplers import StepSampler
-from data_utils.tokenization import (
-    ASSETS,
-    BertWordPieceTokenizer,
-    GPT2BPETokenizer,
-    Tokenizer,
-)
+from data_utils.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
 
-NO_PATH = TokenizerArgs().tokenizer_path
-WORDPIECE = {  # --tokenizer-model-type -> file; the two are the same vocabulary
-    "bert-base-uncased": "bert-base-uncased-vocab.txt",
-    "bert-large-uncased": "bert-base-uncased-vocab.txt",
-}
 # Which documents and samples validate does not depend on --seed: runs stay comparable, and a
 # student is never validated on what its teacher was trained on.
 SPLIT_SEED = 1234
-
-
-def build_tokenizer(tokenizer: TokenizerArgs, blocks: BlockLMArgs) -> Tokenizer:
-    """The tokenizer of a run, always with GLM's block symbols.
-
-    Raises ConfigError for an unknown kind or model type, FileNotFoundError or ValueError for a
-    vocabulary that is missing or malformed.
-    """
-    kind, model_type = tokenizer.tokenizer_type, tokenizer.tokenizer_model_type
-    own = None if tokenizer.tokenizer_path == NO_PATH else Path(tokenizer.tokenizer_path)
-    if kind == "BertWordPieceTokenizer":
-        if own and model_type:
-            raise ConfigError(
-                f"--tokenizer-path={own}: --tokenizer-model-type={model_type} names another "
-                "vocabulary; give one of the two"
-            )
-        model_type = model_type or "bert-base-uncased"
-        if model_type not in WORDPIECE:
-            raise ConfigError(
-                f"--tokenizer-model-type={model_type}: no such vocabulary ships; give "
-                f"{' or '.join(WORDPIECE)}, or a vocab.txt of your own with --tokenizer-path"
-            )
-        vocabulary = own.expanduser() if own else ASSETS / WORDPIECE[model_type]
-        return BertWordPieceTokenizer(vocabulary, task_mask=tokenizer.task_mask)
-    if kind == "GPT2BPETokenizer":
-        if own or model_type not in (None, "gpt2"):
-            wrong = f"path={own}" if own else f"model-type={model_type}"
-            raise ConfigError(f"--tokenizer-{wrong}: {kind} has one vocabulary, gpt2; leave it out")
-        return GPT2BPETokenizer(ASSETS, task_mask=tokenizer.task_mask)
-    raise ConfigError(
-        f"--tokenizer-type={kind}: unknown; BertWordPieceTokenizer or GPT2BPETokenizer"
-    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Tokenizers: GLM's command tokens over fast Hugging Face tokenizers.
+"""Tokenizers: GLM's command tokens over fast tokenizers. Here what all share, and BERT's WordPiece.
 
 A literal command token in a text (`[MASK]`) becomes its id, as in GLM. `pad` and `eos` are one
 id: it fills rows and ends documents. A model's vocabulary is `num_tokens` rounded up.
@@ -13,8 +13,8 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, count, islice
 from pathlib import Path
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 ASSETS = Path(__file__).parent / "assets"
-SENTENCE_ENDS = ".?!;:\n"
+SENTENCE_ENDS = ".?!;:\n\u3002\uff1f\uff01\uff1b\u2026"  # the last five: full-width . ? ! ; and ...
 CACHED_UNITS = 500_000  # pieces of text that encode_arrays remembers: about 100 MB
+CACHED_IDS = 4_000_000  # and their ids, where the pieces are long
 
 # Rust threads do not survive a fork: forked workers (a DataLoader's) encode in one thread.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -66,16 +67,16 @@ class _UnitTable:
     def __init__(self) -> None:
         self._clear()
 
-    def encode(self, fast: Any, units: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all units in one array, and the length of each."""
-        if len(self._numbers) > CACHED_UNITS:
+    def encode(
+        self, encode: Callable[[list[str]], list[list[int]]], units: list[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all units in one array, and the length of each. `encode` is asked for new ones."""
+        if len(self._numbers) > CACHED_UNITS or len(self._ids) > CACHED_IDS:
             self._clear()
         known = len(self._numbers)
         numbers = np.fromiter(map(self._numbers.__getitem__, units), dtype=np.int64)
-        found = fast.encode_batch_fast(
-            list(islice(self._numbers, known, None)), add_special_tokens=False
-        )
-        new = [np.array(e.ids, dtype=np.int32) for e in found]
+        found = encode(list(islice(self._numbers, known, None)))
+        new = [np.array(ids, dtype=np.int32) for ids in found]
         lengths = np.array([len(ids) for ids in new], dtype=np.int64)
         self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(lengths) - lengths])
         self._lengths = np.concatenate([self._lengths, lengths])
@@ -97,26 +98,16 @@ class Tokenizer(ABC):
 
     kind: str
 
-    def __init__(self, fast: Any, commands: Sequence[CommandToken]):
-        from tokenizers import AddedToken
-
-        # Ids that are not yet in the vocabulary follow its last one, in this order.
-        fast.add_special_tokens(
-            [AddedToken(c.token, lstrip=c.lstrip, normalized=False) for c in commands]
-        )
-        self._fast = fast
-        self.commands = {
-            c.name: CommandToken(c.name, c.token, fast.token_to_id(c.token), c.lstrip)
-            for c in commands
-        }
-        self._surfaces = {c.Id: c.token for c in self.commands.values()}
+    def __init__(self, commands: Sequence[CommandToken]):
+        self.commands = {c.name: c for c in commands}
+        self._surfaces = {c.Id: c.token for c in commands}
         self._units = _UnitTable()
         assert self.get_command("pad").Id == self.get_command("eos").Id
 
     @property
+    @abstractmethod
     def num_tokens(self) -> int:
         """Size of the vocabulary, command tokens included."""
-        return self._fast.get_vocab_size(with_added_tokens=True)
 
     def padded_size(self, divisible_by: int = 128) -> int:
         """Rows of a model's word embeddings: `num_tokens` rounded up."""
@@ -131,13 +122,13 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; [] for one of white space only."""
-        return self._fast.encode(text, add_special_tokens=False).ids if text.strip() else []
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, in parallel."""
         blank = [not text.strip() for text in texts]
-        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [[] if b else e.ids for b, e in zip(blank, encodings, strict=True)]
+        found = self._encode(list(texts))
+        return [[] if b else ids for b, ids in zip(blank, found, strict=True)]
 
     def encode_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts in one array [tokens], and the length of each [texts].
@@ -146,7 +137,7 @@ class Tokenizer(ABC):
         word is encoded once: on corpora several times faster than encoding whole texts.
         """
         units = [self._pieces(text) for text in texts]
-        ids, unit_lengths = self._units.encode(self._fast, list(chain.from_iterable(units)))
+        ids, unit_lengths = self._units.encode(self._encode, list(chain.from_iterable(units)))
         ends = np.concatenate([[0], np.cumsum(unit_lengths)])
         return ids, np.diff(ends[np.cumsum([0, *map(len, units)])])
 
@@ -166,8 +157,12 @@ class Tokenizer(ABC):
     def _pieces(self, text: str) -> list[str]:
         if not text.strip():
             return []
-        whole = any(surface in text for surface in self._surfaces.values())
+        whole = any(command.token in text for command in self.commands.values())
         return [text] if whole else self._cut(text)
+
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, command tokens in it included."""
 
     @abstractmethod
     def _cut(self, text: str) -> list[str]:
@@ -186,7 +181,33 @@ class Tokenizer(ABC):
         """What `fingerprint` hashes beside the command tokens."""
 
 
-class BertWordPieceTokenizer(Tokenizer):
+class FastTokenizer(Tokenizer):
+    """One of Hugging Face's `tokenizers`, whose added tokens are the command tokens."""
+
+    def __init__(self, fast: Any, commands: Sequence[CommandToken]):
+        """Ids that are not yet in the vocabulary of `fast` follow its last one, in this order."""
+        from tokenizers import AddedToken
+
+        fast.add_special_tokens(
+            [AddedToken(c.token, lstrip=c.lstrip, normalized=False) for c in commands]
+        )
+        self._fast = fast
+        super().__init__([replace(c, Id=fast.token_to_id(c.token)) for c in commands])
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the vocabulary, command tokens included."""
+        return self._fast.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; [] for one of white space only."""
+        return self._fast.encode(text, add_special_tokens=False).ids if text.strip() else []
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+class BertWordPieceTokenizer(FastTokenizer):
     """BERT's uncased WordPiece. Ids of bert-base-uncased are those of GLM's checkpoints."""
 
     kind = "BertWordPieceTokenizer"
@@ -196,8 +217,18 @@ class BertWordPieceTokenizer(Tokenizer):
     _S = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     _UNIT = re.compile(f"[^{_P}{_S}]+|[{_P}]")
 
-    def __init__(self, vocabulary: Path, *, task_mask: bool = False, block_mask: bool = False):
-        """`vocabulary` is a vocab.txt or its folder. Raises ValueError without [PAD], [CLS], ..."""
+    def __init__(
+        self,
+        vocabulary: Path,
+        *,
+        task_mask: bool = False,
+        block_mask: bool = False,
+        num_sentinels: int = 0,
+    ):
+        """`vocabulary` is a vocab.txt or its folder. Raises ValueError without [PAD], [CLS], ...
+
+        num_sentinels: pairs of MASK1, sop1, ... for --sentinel-token.
+        """
         from tokenizers import Tokenizer as Fast
         from tokenizers import models, normalizers, pre_tokenizers
 
@@ -213,7 +244,10 @@ class BertWordPieceTokenizer(Tokenizer):
         missing = sorted({c.token for c in commands} - set(ids))
         if missing:
             raise ValueError(f"{vocabulary}: the vocabulary has no line {', '.join(missing)}")
-        commands += _extra_commands(task_mask, block_mask)
+        commands += extra_commands(task_mask, block_mask)
+        for number in range(1, num_sentinels + 1):
+            commands.append(CommandToken(f"MASK{number}", f"[MASK{number}]"))
+            commands.append(CommandToken(f"sop{number}", f"<|startofpiece{number}|>"))
         fast = Fast(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
         fast.normalizer = normalizers.BertNormalizer(lowercase=True)
         fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -244,65 +278,7 @@ class BertWordPieceTokenizer(Tokenizer):
         return [self._words]
 
 
-class GPT2BPETokenizer(Tokenizer):
-    """GPT-2's byte-level BPE: a word carries the space before it."""
-
-    kind = "GPT2BPETokenizer"
-    _S = "\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-    _UNIT = re.compile(f"[{_S}]+(?![^{_S}])| ?[^{_S}]+|[{_S}]")
-
-    def __init__(self, folder: Path, *, task_mask: bool = False, block_mask: bool = False):
-        """`folder` holds gpt2-vocab.json and gpt2-merges.txt."""
-        from tokenizers import Tokenizer as Fast
-        from tokenizers import decoders, models, pre_tokenizers
-
-        files = [folder / "gpt2-vocab.json", folder / "gpt2-merges.txt"]
-        fast = Fast(models.BPE.from_file(*map(str, files)))
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        fast.decoder = decoders.ByteLevel()
-        added = _extra_commands(task_mask, block_mask, lstrip=True)
-        commands = [
-            CommandToken("pad", "<|endoftext|>"),
-            CommandToken("eos", "<|endoftext|>"),
-            *added[:2],
-            CommandToken("ENC", "[CLS]"),
-            CommandToken("MASK", "[MASK]", lstrip=True),
-            CommandToken("sep", "[SEP]"),
-            CommandToken("unk", "[UNK]"),
-            *added[2:],
-        ]
-        super().__init__(fast, commands)
-        self._files = files
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Bytes of consecutive tokens joined; an incomplete character becomes U+FFFD."""
-        text, plain = [], []
-        for i in map(int, ids):
-            if i in self._surfaces:
-                text += [self._fast.decode(plain), self._surfaces[i]]
-                plain = []
-            else:
-                plain.append(i)
-        return "".join([*text, self._fast.decode(plain)])
-
-    def token_id(self, word: str, *, stripped: bool = False) -> int:
-        """Id of a word that is one token, its leading space included.
-
-        `stripped`: the seed's lookup without the space (W14). Raises ValueError if there is none.
-        """
-        ids = self.encode(word.strip() if stripped else word)
-        if len(ids) != 1:
-            raise ValueError(f"verbalizer {word!r}: {len(ids)} tokens, needs to be one")
-        return ids[0]
-
-    def _cut(self, text: str) -> list[str]:
-        return self._UNIT.findall(text)
-
-    def _definition(self) -> list[Any]:
-        return [hashlib.sha256(f.read_bytes()).hexdigest() for f in self._files]
-
-
-def _extra_commands(task_mask: bool, block_mask: bool, lstrip: bool = False) -> list[CommandToken]:
+def extra_commands(task_mask: bool, block_mask: bool, lstrip: bool = False) -> list[CommandToken]:
     """The tokens GLM appends: pieces, then the masks of --task-mask, then dBLOCK."""
     added = [CommandToken("sop", "<|startofpiece|>"), CommandToken("eop", "<|endofpiece|>")]
     if task_mask:

@@ -25,7 +25,7 @@ import torch
 
 from config import RunArgs, parse_args
 from data_utils.batch import Batch
-from data_utils.build import build_tokenizer
+from data_utils.build_tokenizer import build_tokenizer
 from distill.context import TrainState
 from distill.engine.build import build_module, with_vocabulary
 from distill.engine.checkpoint import Checkpoints

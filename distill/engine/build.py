@@ -16,7 +16,7 @@ from torch import nn
 import mpu
 from config import ConfigError, RunArgs
 from config.saved import changes, run_folder
-from data_utils.build import build_tokenizer
+from data_utils.build_tokenizer import build_tokenizer
 from data_utils.tokenization import Tokenizer
 from distill.context import TrainState
 from distill.engine import files
@@ -66,7 +66,7 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     check_warm_start(run)
     check_run_dir(run)
     runtime = launch(run)
-    tokenizer = build_tokenizer(run.tokenizer, run.blocks)
+    tokenizer = build_tokenizer(run.tokenizer, run.blocks, run.model.max_position_embeddings)
     check_sources(run, tokenizer.fingerprint)
     check_resumed(run)
     return with_vocabulary(run, tokenizer), runtime, tokenizer

@@ -48,7 +48,7 @@ def test_complete_commands_pass():
         ("--zero_stage=4", "must be 0, 1, 2 or 3"),
         ("--lr-decay-style=exponential", "use --lr-decay-style=constant"),
         ("--compat=D4", "unknown D4"),
-        ("--tokenizer-type=ChineseSPTokenizer", "is not supported yet"),
+        ("--tokenizer-type=SentencePieceTokenizer", "is not supported yet"),
         ("--hidden-size=30 --num-attention-heads=4", "is not a multiple of"),
         ("--compress_word_emb=-1", "must not be negative"),
         ("--ib_word_emb=1025", "give at most --hidden-size=1024"),

@@ -80,6 +80,13 @@ def test_which_tokenizer(tmp_path: Path):
     assert bert.fingerprint == named.fingerprint
     gpt2 = build_tokenizer(TokenizerArgs(tokenizer_type="GPT2BPETokenizer"), BLOCKS)
     assert gpt2.num_tokens == 50263
+    chinese = build_tokenizer(
+        TokenizerArgs(tokenizer_type="ChineseSPTokenizer", fix_command_token=True, task_mask=True),
+        BlockLMArgs(block_mask_prob=0.1),
+    )
+    assert chinese.get_command("dBLOCK").Id == 50010
+    sentinels = build_tokenizer(TokenizerArgs(), BlockLMArgs(sentinel_token=True), 16)
+    assert sentinels.num_tokens == 30524 + 2 * 15
     masks = build_tokenizer(TokenizerArgs(task_mask=True), BLOCKS)
     assert masks.get_command("gMASK").Id == 30524
     write_vocabulary(tmp_path)
@@ -101,6 +108,7 @@ def test_which_tokenizer(tmp_path: Path):
             "give one of the two",
         ),
         ({"tokenizer_type": "GPT2BPETokenizer", "tokenizer_model_type": "roberta"}, "=roberta"),
+        ({"tokenizer_type": "GPT2BPETokenizer", "tokenizer_model_type": "opt"}, "=opt: is no"),
     ],
 )
 def test_unknown_tokenizers(flags: dict, message: str):

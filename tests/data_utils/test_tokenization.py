@@ -1,7 +1,9 @@
 """Tokenizers against the golden ids of the seed, and against themselves."""
 
+import json
 import os
 import random
+import re
 import select
 import signal
 from pathlib import Path
@@ -9,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_utils.bpe import GPT2BPETokenizer
+from data_utils.chinese import ChineseSPTokenizer
 from data_utils.tokenization import (
     ASSETS,
     BertWordPieceTokenizer,
-    GPT2BPETokenizer,
     Tokenizer,
     read_vocabulary,
 )
 from tests.data_utils.samples import LETTERS, small_tokenizer, write_vocabulary
-from tests.vector_checks.common import NOT_IMPLEMENTED, OK
+from tests.vector_checks.common import OK
 from tests.vector_checks.data import check_tokenizers
 
 
@@ -31,12 +34,15 @@ def gpt2() -> Tokenizer:
     return GPT2BPETokenizer(ASSETS)
 
 
+@pytest.fixture(scope="module")
+def chinese() -> Tokenizer:
+    return ChineseSPTokenizer(ASSETS / "cog-pretrain.model")
+
+
 def test_golden_tokenizers(vectors: Path):
     results = check_tokenizers(vectors / "superglue_encodings")
-    wrong = [r for r in results if r.status != OK and "sentinel" not in r.name]
-    assert wrong == []
-    assert {r.status for r in results if "sentinel" in r.name} <= {NOT_IMPLEMENTED}
-    assert len(results) >= 6
+    assert [r for r in results if r.status != OK] == []
+    assert len(results) >= 8
 
 
 def test_a_wrong_id_is_noticed(vectors: Path, tmp_path: Path):
@@ -72,16 +78,114 @@ def test_white_space_is_nothing(bert: Tokenizer, gpt2: Tokenizer, text: str):
         assert tokenizer.encode_arrays([text, "x"])[1].tolist() == [0, 1]
 
 
+CHINESE_IDS = {  # toolkit section 8
+    (False, False): {"pad": 50000, "eos": 50000, "ENC": 50002, "MASK": 50003, "sep": 50001}
+    | {"unk": 50004, "sop": 50006, "eop": 50007, "gMASK": 50007, "sMASK": 50008, "dBLOCK": 50009},
+    (True, False): {"sop": 50006, "eop": 50007, "gMASK": 50009, "sMASK": 50008, "dBLOCK": 50010},
+}
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_golden_command_ids_of_the_chinese_tokenizer(fixed: bool):
+    model = ASSETS / "cog-pretrain.model"
+    tokenizer = ChineseSPTokenizer(model, task_mask=True, block_mask=True, fix_command_token=fixed)
+    for name, expected in CHINESE_IDS[fixed, False].items():
+        assert tokenizer.get_command(name).Id == expected, name
+    assert tokenizer.padded_size() == 50048
+    assert tokenizer.num_tokens == (50011 if fixed else 50010)
+
+
+def test_chinese_text_is_what_sentencepiece_makes_of_it(chinese: Tokenizer):
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor(model_file=str(ASSETS / "cog-pretrain.model"))
+    for text in ("\u4eca\u5929 \u5929\u6c14\u3002", "Hello,  world 3.14", "\u4f60\u597d\nx"):
+        assert chinese.encode(text) == model.encode(text)
+    mixed = chinese.encode("\u4f60\u597d [MASK] world<|endofpiece|>")
+    hello, world = model.encode("\u4f60\u597d"), model.encode("world")
+    assert mixed == [*hello, 50003, *world, 50007]
+    assert chinese.decode(mixed) == "\u4f60\u597d[MASK]world<|endofpiece|>"
+    assert chinese.token_id("\u4f60\u597d") == model.piece_to_id("\u2581\u4f60\u597d")
+    assert chinese.token_id(" \u4e16\u754c") == model.encode("\u4e16\u754c")[-1]
+    with pytest.raises(ValueError, match="not one token"):
+        chinese.token_id("antidisestablishment")
+
+
+def roberta_folder(folder: Path, **more: int) -> Path:
+    """A tiny vocabulary in RoBERTa's format: its commands first and last."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *letters, "\u0120a", "<|endoftext|>", "<mask>"]
+    ids = {token: i for i, token in enumerate(tokens)} | more
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n\u0120 a\n", encoding="utf-8")
+    return folder
+
+
+def test_roberta(tmp_path: Path):
+    folder = roberta_folder(tmp_path)
+    tokenizer = GPT2BPETokenizer(folder, task_mask=True, block_mask=True)
+    size = 4 + 256 + 3
+    expected = {"pad": 2, "eos": 2, "sep": 2, "ENC": 0, "MASK": size - 1, "unk": 3, "sop": size}
+    expected |= {"eop": size + 1, "gMASK": size + 2, "sMASK": size + 3, "dBLOCK": size + 4}
+    assert {name: c.Id for name, c in tokenizer.commands.items()} == expected
+    assert tokenizer.num_tokens == size + 5
+    space_a = tokenizer.encode(" a")
+    assert len(space_a) == 1
+    ids = tokenizer.encode("[CLS] a [MASK][SEP] a<|endoftext|>")
+    assert ids == [0, *space_a, size - 1, 2, *space_a, 2]
+    assert tokenizer.encode_batch(["[SEP]"]) == [[2]]
+    assert tokenizer.encode_arrays(["x", "[SEP] a"])[0].tolist()[-2:] == [2, *space_a]
+    assert tokenizer.decode(ids[:3]) == "[CLS] a[MASK]"
+    assert len(tokenizer.encode("<mask>")) > 1  # the vocabulary's own spelling is plain text
+    assert tokenizer.fingerprint != GPT2BPETokenizer(folder).fingerprint
+
+
+def test_bad_bpe_folders(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"neither gpt2-vocab.json .* vocab.json and merg"):
+        GPT2BPETokenizer(tmp_path)
+    roberta_folder(tmp_path, x=7)
+    with pytest.raises(ValueError, match=r"vocab.json: must map every token to an id"):
+        GPT2BPETokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(ValueError, match=r"vocab.json: .*no token <\|endoftext\|>"):
+        GPT2BPETokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"no vocabulary of RoBERTa: has no </s>, <mask>"):
+        GPT2BPETokenizer(tmp_path, roberta=True)
+    (tmp_path / "merges.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"merges.txt: not the merges"):
+        GPT2BPETokenizer(tmp_path)
+
+
+def test_bad_sentencepiece_models(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="none.model"):
+        ChineseSPTokenizer(tmp_path / "none.model")
+    with pytest.raises(FileNotFoundError, match="holds 0 .model files"):
+        ChineseSPTokenizer(tmp_path)
+    (tmp_path / "a.model").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"a.model: not a SentencePiece model"):
+        ChineseSPTokenizer(tmp_path)
+
+
+def test_sentinels():
+    path = ASSETS / "bert-base-uncased-vocab.txt"
+    tokenizer = BertWordPieceTokenizer(path, task_mask=True, num_sentinels=3)
+    assert tokenizer.get_command("MASK1").Id == 30526
+    assert tokenizer.get_command("sop3").Id == 30531
+    assert tokenizer.encode("[MASK2] [MASK]") == [30528, 103]
+
+
 ALPHABET = [
     *"aAbBzZ019 \t\n\r.,'\"!?#_-()[]<|>",
     *("'s", "'LL", " the", "  ", "\n\n", "[MASK]", " [CLS] ", "<|endoftext|>", "ing"),
     *"\u00e9\u00c9\u00e7\u0130\u01c5\u03a3\u03c2\u0301\u0308\u00ad\u200b\u200d\ufeff\ufffd\u4f60\u597d\uac00\U0001f600",
     *"\x00\x01\x0b\x0c\x1c\x1d\x1e\x1f\x7f\x85\u00a0\u1680\u180e\u2003\u2028\u2029\u202f\u205f\u3000",
-    *"\u201c\u2019\u2013\u00b2\u0663\u216b",
+    *"\u201c\u2019\u2013\u00b2\u0663\u216b\u00b4\u2581\u00a8\uff01\uff0c",
 ]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "chinese"])
 def test_encode_arrays_is_encode(kind: str, request: pytest.FixtureRequest):
     tokenizer = request.getfixturevalue(kind)
     rng = random.Random(kind)
@@ -124,7 +228,11 @@ def test_sentence_ends(bert: Tokenizer, gpt2: Tokenizer):
         assert all(ends[tokenizer.token_id(c)] for c in ".?!;:")
         assert not any(ends[tokenizer.token_id(c)] for c in ",-a")
     assert gpt2.sentence_ends[198]  # newline
-    assert int(bert.sentence_ends.sum()) == 11  # . ... : ; ? ! and pieces of them
+    words = (ASSETS / "bert-base-uncased-vocab.txt").read_text(encoding="utf-8").split("\n")
+    expected = {
+        i for i, w in enumerate(words) if re.search("[.?!;:\u3002\uff1f\uff01\uff1b\u2026]", w)
+    }
+    assert set(np.flatnonzero(bert.sentence_ends).tolist()) == expected
 
 
 def test_a_vocabulary_of_ones_own(tmp_path: Path):
