@@ -129,10 +129,11 @@ def build_teacher(
     module = add_head(module, task.head, model_args, seed=seed)
     if group.mt_load_from_s is not None:
         part = IN_FILE.format(t_no)
-        load_weights(group.mt_load_from_s, module, what="--mt_load_from_s", part=part)
+        what = "--mt_load_from_s"
+        load_weights(group.mt_load_from_s, module, what=what, part=part, any_shards=True)
     elif not args.random_para:
         what = group.flag_of(t_no, "load_pretrained")
-        load_weights(args.load_pretrained, module, what=what)
+        load_weights(args.load_pretrained, module, what=what, any_shards=True)
     if group.mt_has_grad:
         return Teacher(module.to(device), live=True, autocast=_precision(run))
     dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32

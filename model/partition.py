@@ -39,3 +39,21 @@ def partition_for(name: str) -> Partition | None:
         if re.fullmatch(pattern, name):
             return partition
     raise ValueError(f"{name}: not a parameter of a GLM, so its partition is not known")
+
+
+def spell(partition: Partition | None) -> str:
+    """A partition in words, as config.json records it: `whole`, `dim 0`, `dim 0 in 3 blocks`."""
+    if partition is None:
+        return "whole"
+    blocks = f" in {partition.stride} blocks" if partition.stride > 1 else ""
+    return f"dim {partition.dim}{blocks}"
+
+
+def read(text: str) -> Partition | None:
+    """The partition that `spell` put into words. ValueError for other words."""
+    found = re.fullmatch(r"dim (\d+)(?: in (\d+) blocks)?", text)
+    if found is None and text != "whole":
+        raise ValueError(
+            f"{text!r}: is no partition; such are 'whole', 'dim 0', 'dim 0 in 3 blocks'"
+        )
+    return Partition(int(found[1]), int(found[2] or 1)) if found else None

@@ -57,6 +57,7 @@ from .random import derive_seed as derive_seed
 from .random import get_rng_tracker as get_rng_tracker
 from .random import seed_step as seed_step
 from .reshard import merge as merge
+from .reshard import pieces as pieces
 from .reshard import split as split
 from .softmax import entropy as entropy
 from .softmax import log_softmax as log_softmax

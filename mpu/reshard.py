@@ -51,3 +51,41 @@ def merge(shards: Sequence[Tensor], partition: Partition | None) -> Tensor:
     return torch.cat(
         [piece for block in zip(*blocks, strict=True) for piece in block], partition.dim
     )
+
+
+def pieces(
+    shards: Sequence[Tensor], partition: Partition | None, rank: int, size: int
+) -> list[Tensor]:
+    """Views into the shards of p ranks that make up the shard of `rank` among `size`.
+
+    Joined along the cut dimension they are it; without a partition it is the first shard, alone.
+    Any p and `size` do. ValueError: shards of different shapes, a length that the blocks or `size`
+    do not divide.
+    """
+    first = shards[0]
+    for number, shard in enumerate(shards):
+        if shard.shape != first.shape:
+            raise ValueError(
+                f"shard {number} is {list(shard.shape)}, shard 0 is {list(first.shape)}"
+            )
+    if partition is None:
+        return [first]
+    dim, stride = partition.dim, partition.stride
+    if dim >= first.dim() or first.size(dim) % stride:
+        raise ValueError(
+            f"dimension {dim} of a shard {list(first.shape)} does not hold {stride} equal blocks"
+        )
+    block = first.size(dim) // stride  # of one shard
+    whole = block * len(shards)
+    if whole % size:
+        raise ValueError(
+            f"dimension {dim} ({stride} blocks of {whole}) cannot be cut into {size} equal shards"
+        )
+    start, stop = rank * whole // size, (rank + 1) * whole // size
+    found = []
+    for number in range(stride):
+        for source, shard in enumerate(shards):
+            low, high = max(start, source * block), min(stop, (source + 1) * block)
+            if low < high:
+                found.append(shard.narrow(dim, (number - source) * block + low, high - low))
+    return found

@@ -23,11 +23,21 @@ from pathlib import Path
 import torch
 
 from config import ConfigError
-from tests.vector_checks import data, engine, losses, model, parallel, tasks, training, warm_start
+from tests.vector_checks import (
+    data,
+    engine,
+    losses,
+    model,
+    parallel,
+    shards,
+    tasks,
+    training,
+    warm_start,
+)
 from tests.vector_checks.common import FAILED, NOT_IMPLEMENTED, OK, Result
 
 Check = Callable[[Path], list[Result]]
-AREAS = (model, data, tasks, engine, losses, parallel, training, warm_start)
+AREAS = (model, data, tasks, engine, losses, parallel, training, warm_start, shards)
 LATER = ("is not supported yet", "is no method")  # words of ConfigError for what is not built
 
 

@@ -86,6 +86,7 @@ BUILT = [
     "x_diito_late_pt",
     "theseus_ft*",
     "truncate_init_*",
+    "change_mp*",
 ]
 PARTS = [
     "superglue_encodings/boolq",

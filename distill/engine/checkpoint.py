@@ -14,13 +14,11 @@ the tracker is written last.
 import json
 import logging
 import math
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mpu
 from config import ConfigError, RunArgs
@@ -29,18 +27,18 @@ from config.saved import FILE as CONFIG_FILE
 from config.saved import NO_PATH, TRACKER, saved_tokenizer
 from distill.engine import files
 from distill.engine.launch import Runtime
-from distill.engine.weights import MODEL_FILE, fill, gathered, whole_shape, write_weights
+from distill.engine.matching import matching
+from distill.engine.shards import Shards, shard_files
+from distill.engine.weights import MODEL_FILE, read_into, write_weights
 from distill.engine.wrap import Engine
+from model.partition import spell
 
 log = logging.getLogger(__name__)
 
 BEST_TRACKER = "best_checkpointed_iteration.txt"
+SUFFIXES = (".pt", ".safetensors")
 BEST, FINAL = "best", "final"
-#: Parameters beside the GLM. Missing in a file they stay as they are, unknown ones are left out.
-OWN_PARTS = ("student.", "pool_layer.", "multichoice_head.", "prompt_spell.")
-LIVE = re.compile(r"(student\.teacher_model_\d+\.).*")  # a whole model: named once
-#: Tables that may have fewer rows in the file: the model's last rows stay as they are.
-WIDENED = re.compile(r"(.*\.)?transformer\.(block_)?position_embeddings\.weight")
+TEACHERS = ("--teacher_", "--mt_load_")  # flags of checkpoints that may have any number of shards
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -61,7 +59,7 @@ def resolve(
             if not tag or files.existing_folder(path / tag) is None:
                 raise FileNotFoundError(f"{what}={path}: {name} names {tag!r}: no such folder")
             return path, tag
-    if (path / MODEL_FILE.format(0)).is_file():
+    if any((path / Path(MODEL_FILE.format(0)).with_suffix(s)).is_file() for s in SUFFIXES):
         return path.parent, path.name
     if not path.is_dir():
         raise FileNotFoundError(f"{what}={path}: no such folder")
@@ -101,36 +99,23 @@ def saved_state(path: str | Path) -> dict[str, Any] | None:
 
 
 def load_weights(
-    path: str | Path, module: nn.Module, *, what: str, part: str = ""
+    path: str | Path, module: nn.Module, *, what: str, part: str = "", any_shards: bool = False
 ) -> dict[str, Any] | None:
     """Put the weights of a checkpoint into a module; returns its config.json, None without one.
 
     `what` names the flag in messages. Any floating type goes into the module's. Position tables
     may be shorter in the file. `part`: the module is what the file has under this prefix.
+    `any_shards`: of a checkpoint of another model-parallel size every rank reads what is its own.
     ValueError: other shards than processes, a GLM parameter that is missing, unknown or of another
     shape; it names every key with both shapes.
     """
     folder = tag_folder(path, what=what, prefer_best=True)
-    _check_shards(folder, what)
-    file = folder / MODEL_FILE.format(mpu.get_model_parallel_rank())
-    saved = files.read_tensors(file).get("module")
-    if not isinstance(saved, dict):
-        raise ValueError(f"{what}: {file} has no entry 'module' with the weights")
-    where = f"{what}: {file}"
-    if part:
-        saved, where = _below(part, saved, where), f"{where} ({part}*)"
-    fill(module, _merge(saved, module.state_dict(keep_vars=True), where))
+    if not any_shards:
+        _check_shards(folder, what, path)
+    shards = Shards(folder, what=what)
+    read_into(module, shards, matching(shards, module, what=what, part=part))
     log.info("%s: weights of %s%s", what, folder, f" ({part}*)" if part else "")
     return read_config(path)
-
-
-def _below(part: str, saved: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The entries under a prefix, without it. ValueError if there are none."""
-    found = {key.removeprefix(part): value for key, value in saved.items() if key.startswith(part)}
-    if not found:
-        own = sorted({".".join(key.split(".")[:2]) for key in saved if key.startswith("student.")})
-        raise ValueError(f"{where} has no {part}*; beside the GLM it has {own or 'nothing'}")
-    return found
 
 
 def check_tokenizer(path: str | Path, fingerprint: str, *, what: str) -> None:
@@ -165,7 +150,11 @@ def check_sources(run: RunArgs, fingerprint: str) -> None:
     problems: list[Exception] = []
     for what, path in sources(run):
         try:
-            _check_shards(tag_folder(path, what=what, prefer_best=what != "--load"), what)
+            folder = tag_folder(path, what=what, prefer_best=what != "--load")
+            if what.startswith(TEACHERS):
+                shard_files(folder, what=what)  # any number
+            else:
+                _check_shards(folder, what, path)
             check_tokenizer(path, fingerprint, what=what)
         except (FileNotFoundError, ValueError) as error:
             problems.append(error)
@@ -193,60 +182,22 @@ def sources(run: RunArgs) -> list[tuple[str, str]]:
     return [(flag, path) for flag, path in found if path is not None]
 
 
-def _check_shards(folder: Path, what: str) -> None:
-    shards, size = len(list(folder.glob("mp_rank_*_model_states.pt"))), _model_parallel_size()
+def _check_shards(folder: Path, what: str, path: str | Path) -> None:
+    """ValueError if a checkpoint has another number of shards than this run; it says the remedy."""
+    shards, size = len(shard_files(folder, what=what)), _model_parallel_size()
     if shards != size:
+        weights = "--load-pretrained" if what == "--load" else what
+        only = " (weights only)" if what == "--load" else ""
         raise ValueError(
-            f"{what}={folder}: has {shards} model-parallel shards, this run has "
-            f"--model-parallel-size={size}; use --model-parallel-size={shards} and as many "
-            "processes, or a checkpoint with as many shards"
+            f"{what}={path}: has {shards} model-parallel shards, this run has "
+            f"--model-parallel-size={size}; convert it by 'python change_mp.py {path} {size}' and "
+            f"give {weights}={str(path).rstrip('/')}_MP{size}{only}, or use "
+            f"--model-parallel-size={shards} and as many processes"
         )
 
 
 def _model_parallel_size() -> int:
     return mpu.get_model_parallel_world_size()
-
-
-def _merge(saved: dict[str, Tensor], own: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The saved tensors, completed to what the module has. ValueError with every problem."""
-    problems, merged, fresh, widened = [], dict(own), [], []
-    for key, value in own.items():
-        shape = whole_shape(value)
-        if key not in saved:
-            if key.startswith(OWN_PARTS):
-                fresh.append(key)
-            else:
-                problems.append(f"{key}: missing; the model has {list(shape)}")
-        elif saved[key].shape == shape:
-            merged[key] = saved[key]
-        elif _shorter_table(key, saved[key], shape):
-            widened.append(f"{key}: {len(saved[key])} rows in the file, {shape[0]} in the model")
-            with gathered(value):
-                last = value.detach()[len(saved[key]) :].cpu()
-                merged[key] = torch.cat([saved[key].to(value.dtype), last])
-        else:
-            problems.append(f"{key}: {list(saved[key].shape)}, the model has {list(shape)}")
-    left = [key for key in saved if key not in own]
-    problems += [
-        f"{key}: {list(saved[key].shape)}, the model has none"
-        for key in left
-        if not key.startswith(OWN_PARTS)
-    ]
-    if problems:
-        more = [f"... and {len(problems) - 12} more"] if len(problems) > 12 else []
-        raise ValueError("\n  ".join([f"{where} does not fit:", *problems[:12], *more]))
-    for table in widened:
-        log.warning("%s: %s; the last ones are untrained", where, table)
-    for word, keys in (("not in the file, so new", fresh), ("left out", left)):
-        own_keys = [LIVE.sub(r"\1*", key) for key in keys if key.startswith(OWN_PARTS)]
-        if own_keys:
-            log.info("%s: %s: %s", where, word, ", ".join(dict.fromkeys(own_keys)))
-    return merged
-
-
-def _shorter_table(key: str, saved: Tensor, shape: torch.Size) -> bool:
-    same_width = saved.dim() == 2 and saved.shape[1:] == shape[1:]
-    return bool(WIDENED.fullmatch(key)) and same_width and len(saved) < shape[0]
 
 
 # Writing and resuming -----------------------------------------------------------------------------
@@ -303,7 +254,7 @@ class Checkpoints:
     def resume(self, engine: Engine, path: str | Path) -> dict[str, Any]:
         """Engine and train state exactly as they were saved; returns the state's values."""
         folder = tag_folder(path, what="--load")
-        _check_shards(folder, "--load")
+        _check_shards(folder, "--load", path)
         saved = read_config(folder) or {}
         self._check_resumable(folder, saved, engine)
         self._tell_global_batch(saved)
@@ -363,6 +314,7 @@ class Checkpoints:
             write_weights(temporary, engine.module, client)
         if self.runtime.is_main:
             described = self._config | {"engine": engine.kind, "resumable": resumable}
+            described["partition"] = _partitions(engine.module)
             files.write_json(temporary / CONFIG_FILE, described)
         self.runtime.barrier()
         if self.runtime.is_main:
@@ -376,3 +328,9 @@ class Checkpoints:
         if self.runtime.is_main and not (only_if_missing and (self.folder / tracker).is_file()):
             files.write_text(self.folder / tracker, tag)
         self.runtime.barrier()
+
+
+def _partitions(module: nn.Module) -> dict[str, str]:
+    """How each tensor of a checkpoint is cut, so that any tool can cut it otherwise."""
+    tensors = module.state_dict(keep_vars=True)
+    return {name: spell(mpu.partition_of(tensor)) for name, tensor in tensors.items()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import mpu
 from distill.engine import files
+from distill.engine.shards import Shards
 
 MODEL_FILE = "mp_rank_{:02d}_model_states.pt"
 
@@ -70,6 +71,24 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         with gathered(value, write=True):
             if not is_partitioned(value) or mpu.get_data_parallel_rank() == 0:
                 value.copy_(weights[name])
+
+
+@torch.no_grad()
+def read_into(
+    module: nn.Module, shards: Shards, found: Mapping[str, tuple[str, int | None]]
+) -> None:
+    """Put tensors of a checkpoint into a module, one by one: what `matching` has found.
+
+    Keys of the module -> name in the checkpoint, and the number of first rows that it has; other
+    tensors and rows stay. Of a partitioned parameter only data-parallel rank 0 reads.
+    """
+    rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
+    own = module.state_dict(keep_vars=True)
+    for key, (name, rows) in found.items():
+        with gathered(own[key], write=True) as whole:
+            if not is_partitioned(whole) or mpu.get_data_parallel_rank() == 0:
+                target = whole.detach()
+                shards.copy(name, target if rows is None else target[:rows], rank, size)
 
 
 def write_weights(folder: Path, module: nn.Module, client: dict[str, Any]) -> None:

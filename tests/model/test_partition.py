@@ -4,7 +4,7 @@ import pytest
 
 import mpu
 from model.build import HeadSpec, add_head
-from model.partition import partition_for
+from model.partition import partition_for, read, spell
 from mpu import Partition
 from tests.toy import SHAPES, toy_glm, toy_model_args
 
@@ -54,3 +54,22 @@ def test_gathered_layers_are_cut_by_rows():
 def test_an_unknown_name_is_an_error(name):
     with pytest.raises(ValueError, match=name):
         partition_for(name)
+
+
+@pytest.mark.parametrize("partition", [None, Partition(0), Partition(1), Partition(0, 3)], ids=str)
+def test_partitions_have_words(partition):
+    assert read(spell(partition)) == partition
+    assert spell(Partition(0, 3)) == "dim 0 in 3 blocks"
+
+
+@pytest.mark.parametrize("text", ["", "rows", "dim", "dim 0 in 3", "dim -1"])
+def test_other_words_are_no_partition(text):
+    with pytest.raises(ValueError, match="is no partition"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["spell_embeddings.weight", "lstm_head.weight_ih_l1_reverse", "mlp_head.2.bias"]
+)
+def test_prompt_encoders_are_whole(name):
+    assert partition_for(f"prompt_spell.{name}") is None
