@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SHARD = re.compile(r"mp_rank_(\d+)_model_states\.(pt|safetensors)")
 BLOCK = 16 * 2**20  # bytes that are handed out at once, or one row
-AT_ONCE = 64 * 2**20  # bytes that are read before the files are mapped anew
+AT_ONCE = 32 * 2**20  # bytes that are read before the files are mapped anew
 #: Entries of a file that tell when it was written: equal in all shards of one checkpoint.
 WHEN = ("iteration", "global_steps", "global_samples")
 LIVE = re.compile(r"student\.teacher_model_\d+\.")

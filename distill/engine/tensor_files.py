@@ -127,10 +127,8 @@ class TorchFile:
         padding = -(self._file.tell() + header) % ALIGNMENT
         info.extra = _PADDING + padding.to_bytes(2, "little") + b"Z" * padding
         info.file_size = size
-        written = 0
         with self._zip.open(info, "w", force_zip64=large) as record:
-            for part in parts:
-                written += record.write(part)
+            written = sum(map(record.write, parts))  # keeps no part while the next is read
         assert written == size, (name, written, size)
 
 
@@ -158,7 +156,7 @@ class SafetensorsFile:
     def write(self, name: str, chunks: Chunks) -> None:
         """The numbers of the next tensor of `plans`."""
         assert self._left.pop(0) == name, name
-        written = sum(self._file.write(_bytes_of(chunk)) for chunk in chunks())
+        written = sum(map(self._file.write, map(_bytes_of, chunks())))
         assert written == self._plans[name].nbytes, (name, written)
 
     def close(self) -> None:
@@ -193,6 +191,7 @@ class _Pickler(pickle.Pickler):
         self._plans: list[Planned] = []  # keeps the ids in use
 
     def reducer_override(self, value: Any) -> Any:
+        """How a value is pickled: tensors, planned or real, as a view of their record."""
         if isinstance(value, Tensor):
             plan = Planned(tuple(value.shape), value.dtype)
             key = self._key(plan)
