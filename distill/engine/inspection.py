@@ -21,7 +21,8 @@ def report(path: str | Path) -> Iterator[str]:
     """
     folder = tag_folder(path, what="PATH", prefer_best=True)
     shards = Shards(folder, what="PATH")
-    whole = {name: shards.shape(name, 1) for name in shards.names}
+    one = {name: shards.size if name in shards.unknown else 1 for name in shards.names}
+    whole = {name: shards.shape(name, one[name]) for name in shards.names}
     tensors = {name: shards.shapes(name) for name in shards.names}
     cut = sum(tensors[n].nbytes for n in tensors if shards.partitions[n] is not None)
     replicated = sum(tensors[n].nbytes for n in tensors if shards.partitions[n] is None)
@@ -36,7 +37,8 @@ def report(path: str | Path) -> Iterator[str]:
     groups: dict[tuple, list[str]] = {}
     for name in shards.names:
         kind = (NUMBER.sub("*", name), whole[name], str(tensors[name].dtype).split(".")[1])
-        groups.setdefault((*kind, spell(shards.partitions[name])), []).append(name)
+        how = "of one shard, not known how cut" if name in shards.unknown else None
+        groups.setdefault((*kind, how or spell(shards.partitions[name])), []).append(name)
     width = max(len(key[0]) for key in groups)
     for (name, shape, dtype, how), members in groups.items():
         times = f" x {len(members)}" if len(members) > 1 else ""

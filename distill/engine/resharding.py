@@ -240,7 +240,8 @@ def _is_json(value: Any) -> bool:
 def _config(content: dict[str, Any], target: Target, shards: Shards | None = None) -> dict:
     changed = content | {"model_parallel_size": target.size}
     if shards is not None:
-        partition = {name: spell(shards.partitions[name]) for name in shards.names}
+        known = [name for name in shards.names if name not in shards.unknown]
+        partition = {name: spell(shards.partitions[name]) for name in known}
         changed |= {"resumable": False, "partition": partition}
     return changed
 

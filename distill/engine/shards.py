@@ -51,6 +51,7 @@ class Shards:
         self._bytes = 0
         self.names = self._common_names()
         self._check_alike()
+        self.unknown: dict[str, str] = {}  # name whose partition nobody tells -> the message
         self.partitions = self._partitions()
 
     @property
@@ -68,23 +69,32 @@ class Shards:
 
         Let go of a block before the next one.
         """
-        partition, across = self.partitions[name], _is_across(self.partitions[name])
-        parts = pieces(self._tensors(name), partition, rank, size)
+        parts = self._parts(name, rank, size)
         if parts[0].dim() == 0:
             yield parts[0]
             return
+        across = len(parts) > 1 and self.partitions[name].dim > 0  # every row is in all parts
         rows = [len(part) for part in (parts[:1] if across else parts)]
         row_bytes = sum(part[:1].nbytes for part in (parts if across else parts[:1]))
         step = max(1, BLOCK // max(row_bytes, 1))
         del parts
         for number, length in enumerate(rows):
             for first in range(0, length, step):
-                parts = pieces(self._tensors(name), partition, rank, size)
+                parts = self._parts(name, rank, size)
                 chosen = parts if across else parts[number : number + 1]
                 block = [part[first : first + step] for part in chosen]
                 self._bytes += sum(part.nbytes for part in block)
-                yield torch.cat(block, partition.dim) if len(block) > 1 else block[0]
+                yield torch.cat(block, self.partitions[name].dim) if across else block[0]
                 del parts, chosen, block
+
+    def _parts(self, name: str, rank: int, size: int) -> list[Tensor]:
+        """Views of what is joined to the tensor of a rank: its own, where the sizes are equal."""
+        tensors = self._tensors(name)
+        return (
+            [tensors[rank]]
+            if size == self.size
+            else pieces(tensors, self.partitions[name], rank, size)
+        )
 
     def _tensors(self, name: str) -> list[Tensor]:
         """One tensor of every shard, in rank order; the files are mapped anew now and then."""
@@ -99,7 +109,13 @@ class Shards:
         return self._contents[0]["module"][name]
 
     def shape(self, name: str, size: int) -> tuple[int, ...]:
-        """A tensor's shape on each of `size` ranks. ValueError: `size` does not divide it."""
+        """A tensor's shape on each of `size` ranks. ValueError: `size` does not divide it, or how
+
+        it is cut is not known."""
+        if size == self.size:
+            return tuple(self.shapes(name).shape)
+        if name in self.unknown:
+            raise ValueError(self.unknown[name])
         return _joined_shape(name, [self.shapes(name)] * self.size, self.partitions[name], size)
 
     def copy(self, name: str, target: Tensor, rank: int, size: int) -> None:
@@ -118,7 +134,8 @@ class Shards:
         """ValueError naming the tensors that ought to be the same on every rank but are not."""
         different = []
         for name in names:
-            if self.partitions[name] is None and self.size > 1:
+            whole = self.partitions[name] is None and name not in self.unknown
+            if whole and self.size > 1:
                 first, *others = self._tensors(name)
                 self._bytes += first.nbytes * self.size
                 if not all(_same_bits(first, other) for other in others):
@@ -191,15 +208,12 @@ class Shards:
     def _partitions(self) -> dict[str, Partition | None]:
         recorded = self.config.get("partition", {})
         found: dict[str, Partition | None] = {}
-        problems = []
         for name in self.names:
             try:
                 told = recorded.get(name)
                 found[name] = _by_name(name) if told is None else table.read(told)
             except ValueError as error:
-                problems.append(str(error))
-        if problems:
-            raise ValueError(_lines(self.where, problems))
+                found[name], self.unknown[name] = None, str(error)
         return found
 
 
@@ -252,11 +266,6 @@ def _config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: is not json ({error})") from error
     return content if isinstance(content, dict) else {}
-
-
-def _is_across(partition: Partition | None) -> bool:
-    """Whether every row is cut."""
-    return partition is not None and partition.dim > 0
 
 
 def _joined_shape(

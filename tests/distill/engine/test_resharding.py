@@ -97,6 +97,7 @@ def test_names_that_nobody_knows_need_a_record(tmp_path):
     with pytest.raises(ValueError, match="odd.weight: not a parameter of a GLM"):
         change_model_parallel(tmp_path / "a", Target(size=2))
     assert not (tmp_path / "a_MP2").exists()
+    assert any("odd.weight" in line and "not known" in line for line in report(tmp_path / "a"))
     words = {"odd.weight": "dim 1", "vocab_map.ids": "whole"}
     files.write_json(tmp_path / "a" / "5" / "config.json", {"partition": words})
     out = change_model_parallel(tmp_path / "a", Target(size=2))
