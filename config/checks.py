@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from config.compat import Compat
-from config.data import TOKENIZERS_BUILT, parse_split
+from config.data import TOKENIZERS_BUILT, block_problems, parse_split
 from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
@@ -31,6 +31,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     },
     "data": {
         "seq_length": (lambda x: x >= 4, "must be at least 4"),
+        "eval_seq_length": (lambda x: x >= 4, "must be at least 4"),
         "num_workers": AT_LEAST_ZERO,
         "non_sentence_start": FRACTION,
     },
@@ -38,6 +39,11 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "bert_prob": FRACTION,
         "single_span_prob": FRACTION,
         "avg_block_length": AT_LEAST_ONE,
+        "gap_sentence_prob": FRACTION,
+        "gap_sentence_ratio": FRACTION,
+        "gpt_infill_prob": FRACTION,
+        "gpt_min_ratio": FRACTION,
+        "short_seq_prob": FRACTION,
         "block_mask_prob": FRACTION,
         "context_mask_ratio": FRACTION,
     },
@@ -153,13 +159,15 @@ def _shapes(run: "RunArgs") -> Iterator[str]:
 def _length(run: "RunArgs") -> Iterator[str]:
     """How long a run is, and how long its samples are."""
     longest = run.model.max_position_embeddings
-    if is_seq2seq(run):  # has lengths of its own
-        pass
-    elif run.data.seq_length > longest:
-        yield (
-            f"--seq-length={run.data.seq_length}: is longer than "
-            f"--max-position-embeddings={longest}; source tokens have a position each"
-        )
+    for flag, length in (
+        ("--seq-length", 0 if is_seq2seq(run) else run.data.seq_length),  # it has its own
+        ("--eval-seq-length", run.data.eval_seq_length or 0),
+    ):
+        if length > longest:
+            yield (
+                f"{flag}={length}: is longer than "
+                f"--max-position-embeddings={longest}; source tokens have a position each"
+            )
     for t_no, teacher in enumerate(run.teachers):
         if run.data.seq_length > teacher.max_position_embeddings and not is_seq2seq(run):
             yield (
@@ -196,11 +204,7 @@ def _data(run: "RunArgs") -> Iterator[str]:
         return
     if not run.data.train_data:
         yield "--train-data: missing; give names of config/corpora.json, files or folders"
-    if 0 <= run.blocks.bert_prob < 1:
-        yield (
-            f"--bert-prob={run.blocks.bert_prob}: samples of the other kinds (gap sentences, "
-            "generation) are not supported yet; give --bert-prob=1"
-        )
+    yield from block_problems(run.blocks)
     try:
         parse_split(run.data.split)
     except ConfigError as error:

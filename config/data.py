@@ -1,5 +1,6 @@
 """Text: which corpora, which tokenizer, how spans are cut out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from config.errors import ConfigError
@@ -26,6 +27,8 @@ class TokenizerArgs(ArgGroup):
     fix_command_token: bool = flag(
         False, "ChineseSPTokenizer: later ids, gMASK's not that of eop; as large-chinese has them"
     )
+    block_mask: bool = False  # the vocabulary has dBLOCK: by other flags, or by a checkpoint
+    num_sentinels: int = 0  # pairs of --sentinel-token: likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class DataArgs(ArgGroup):
     split: str = flag("1000,1,1", "documents for training, validation, test (proportions)")
     text_key: str = flag("text", "field of a .jsonl or .parquet row that holds the text")
     seq_length: int = flag(512, "longest sample (tokens)")
+    eval_seq_length: int | None = flag(None, "in evaluation; default: --seq-length (tokens)")
     num_workers: int = flag(2, "data-loader processes")
     cache_dir: str | None = flag(None, "folder of token caches; default: in the user's cache")
     shuffle: bool = flag(False, "kept for the seed's commands: samples are always drawn at random")
@@ -73,11 +77,21 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLMArgs(ArgGroup):
-    """Span corruption (GLM, Du et al., 2022, arXiv 2103.10360)."""
+    """Blank infilling (GLM, Du et al., 2022, arXiv 2103.10360). Ratios are parts of a sample."""
 
     title, sep = "block language model", "-"
     block_lm: bool = flag(False, "implied: every model trains by autoregressive blank infilling")
+    masked_lm: bool = flag(False, "BERT's masked language model instead, in place: an ablation")
     bert_prob: float = flag(0.5, "fraction of samples with short spans")
+    gap_sentence_prob: float = flag(
+        0.0, "fraction of samples without some of their sentences; the rest of 1 is generated"
+    )
+    gap_sentence_ratio: float = flag(0.15, "sentences are cut out until they are this part of it")
+    gpt_infill_prob: float = flag(
+        0.5, "fraction of generated samples whose end is generated; else a span anywhere"
+    )
+    gpt_min_ratio: float = flag(0.5, "smallest part of a sample that is generated")
+    short_seq_prob: float = flag(0.0, "fraction of samples cut short (32 tokens or more)")
     avg_block_length: int = flag(3, "mean span length (tokens)")
     no_shuffle_block: bool = flag(False, "spans keep their order in the target part")
     single_span_prob: float = flag(0.0, "fraction of samples with one span")
@@ -85,6 +99,31 @@ class BlockLMArgs(ArgGroup):
         False, "BertWordPieceTokenizer: a mask and a piece token of its own for every span"
     )
     block_mask_prob: float = flag(0.0, "fraction of a short span's input tokens to hide (dBLOCK)")
+    random_position: bool = flag(False, "positions start anywhere, up to --seq-length")
     context_mask_ratio: float = flag(
         0.0, "hide this part of a sample's tokens (dBLOCK), of those within 3 of a short span"
     )
+
+    @property
+    def gpt_prob(self) -> float:
+        """Fraction of generated samples."""
+        return 1 - self.bert_prob - self.gap_sentence_prob
+
+
+def block_problems(blocks: BlockLMArgs) -> Iterator[str]:
+    """What is wrong between flags that say how samples are corrupted."""
+    kinds = f"--bert-prob={blocks.bert_prob} --gap-sentence-prob={blocks.gap_sentence_prob}"
+    if blocks.bert_prob + blocks.gap_sentence_prob > 1 + 1e-9:
+        yield f"{kinds}: are more than 1 together; what is left of 1 is generated"
+    if not blocks.masked_lm:
+        return
+    if blocks.bert_prob != 1:
+        yield f"--masked-lm: {kinds}: has no other kinds of samples; give --bert-prob=1"
+    for flag_, given in (
+        ("--sentinel-token", blocks.sentinel_token),
+        ("--block-mask-prob", blocks.block_mask_prob),
+        ("--context-mask-ratio", blocks.context_mask_ratio),
+        ("--random-position", blocks.random_position),
+    ):
+        if given:
+            yield f"{flag_}: is an option of blanks, which --masked-lm has not; leave it out"

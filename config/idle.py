@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from config.data import BlockLMArgs
 from config.distill import DistillArgs, TeacherArgs
 from config.group import ArgGroup
 from config.notes import warn
@@ -14,6 +15,9 @@ from config.zero import warn_idle_zero
 
 if TYPE_CHECKING:
     from config.run import RunArgs
+
+#: Flags of samples that also decide which tokens there are.
+VOCABULARY = ("--sentinel-token", "--block-mask-prob", "--context-mask-ratio", "--masked-lm")
 
 #: Flags -> (when they have no effect, why).
 IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
@@ -131,6 +135,21 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "with --cloze-eval",
     ),
     (
+        ("--gap-sentence-ratio",),
+        lambda run: run.program == "pretrain" and run.blocks.gap_sentence_prob == 0,
+        "without --gap-sentence-prob",
+    ),
+    (
+        ("--gpt-infill-prob", "--gpt-min-ratio"),
+        lambda run: run.program == "pretrain" and run.blocks.gpt_prob < 1e-9,
+        "with --bert-prob and --gap-sentence-prob that are 1 together",
+    ),
+    (
+        ("--no-shuffle-block", "--no-block-position"),
+        lambda run: run.program == "pretrain" and run.blocks.masked_lm,
+        "with --masked-lm",
+    ),
+    (
         ("--fix-command-token",),
         lambda run: run.tokenizer.tokenizer_type != "ChineseSPTokenizer",
         "without --tokenizer-type=ChineseSPTokenizer",
@@ -152,8 +171,8 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "on pretraining",
     ),
     (
-        ("--train-data", "--test-data", "--split", "--bert-prob")
-        + ("--single-span-prob", "--avg-block-length", "--no-shuffle-block")
+        ("--train-data", "--test-data", "--split", "--eval-seq-length")
+        + tuple(flag for flag in BlockLMArgs.flags() if flag not in ("--block-lm", *VOCABULARY))
         + ("--eval-interval", "--eval-iters", "--num-workers", "--text-key", "--cache-dir")
         + ("--sample-one-document", "--non-sentence-start"),
         lambda run: run.program == "finetune",

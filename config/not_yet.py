@@ -24,12 +24,7 @@ class Later(NamedTuple):
 _FEATURES = {
     "Transformer-XL (relative positions, memory)": "transformer-xl",
     "BERT models as a baseline": "pretrained-bert",
-    "masked language modelling": "masked-lm",
     "switching to a linear schedule on resume": "switch-linear",
-    "block-LM samples of the GPT kind": "gpt-infill-prob=0.5 gpt-min-ratio=0.5",
-    "block-LM samples of the gap-sentence kind": "gap-sentence-prob=0 gap-sentence-ratio=0.15",
-    "further options of block-LM samples": ("short-seq-prob=0 random-position"),
-    "sequences of another length in evaluation": "eval-seq-length",
     "language-model evaluation": "overlapping-eval=32 unidirectional",
     "drawing tokens": "temperature=1 top_p=0 top_k=0 out-seq-length=256",
     "filtering corpora by language": "filter-english",

@@ -331,6 +331,9 @@ def _effective(values: dict[str, Any], flags: Mapping[str, Any], problems: list[
     """Replace what was asked for by what is used: saved architectures, DeepSpeed's JSON, names."""
     changed = _collect(problems, take_architecture, values, flags)
     values |= changed or {}
+    if values["blocks"].masked_lm:
+        model = dataclasses.replace(values["model"], block_position_encoding=False)
+        values["model"] = model
     changed = _collect(problems, resolve, values, flags)
     values |= changed or {}
     name = _experiment_name(values, flags)

@@ -15,6 +15,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 FILE = "config.json"
 NO_PATH = TokenizerArgs().tokenizer_path
 VOCABULARY = "vocab.txt"  # a run's own copy of --tokenizer-path
+VOCABULARY_FOLDER = "vocabulary"  # likewise, of tokenizers of other kinds
 
 #: Fields of ModelArgs that decide into which model a checkpoint fits.
 ARCHITECTURE = (
@@ -134,12 +135,12 @@ def saved_tokenizer(path: str | Path, source: str) -> dict[str, Any]:
     The path is that of the run's own copy of the vocabulary, if it has one.
     """
     file = saved_config(path)
-    fields = TokenizerArgs.flags().values()
     saved = read_json(file, source).get("tokenizer", {}) if file is not None else {}
-    found = {f.name: saved[f.name] for f in fields if f.name in saved}
+    found = {f.name: saved[f.name] for f in fields(TokenizerArgs) if f.name in saved}
     if found.get("tokenizer_path", NO_PATH) != NO_PATH:
-        copy = run_folder(path) / VOCABULARY
-        found["tokenizer_path"] = str(copy) if copy.is_file() else found["tokenizer_path"]
+        copies = (run_folder(path) / name for name in (VOCABULARY, VOCABULARY_FOLDER))
+        copy = next((c for c in copies if c.exists()), found["tokenizer_path"])
+        found["tokenizer_path"] = str(copy)
     return found
 
 

@@ -23,6 +23,7 @@ class Batch:
     weight: Tensor | None = None  # [b] float: 0 for a row that only fills the batch
     sample_ids: Tensor | None = None  # [b] int64: index of the sample in its data set
     loss_mask: Tensor | None = None  # [b, s] float: language-model targets that count
+    kinds: Tensor | None = None  # [b] int64: of blank infilling, index into data_utils.block.KINDS
     target_ids: Tensor | None = None  # cloze: verbalizer ids [b, k], answer tokens [b, c, s]
     logit_mask: Tensor | None = None  # cloze: positions that score an answer, as target_ids
     choice_mask: Tensor | None = None  # [b, c] float: 1 for a real choice

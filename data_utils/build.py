@@ -9,9 +9,10 @@ import numpy as np
 from config.data import BlockLMArgs, DataArgs
 from config.errors import ConfigError
 from config.training import EvalArgs, TrainArgs
-from data_utils.block import SpanCorruption, SpecialIds, collate
+from data_utils.block import SpecialIds, collate
 from data_utils.corpora import Documents, find_corpus, load_documents
 from data_utils.dataset import BlockDataset
+from data_utils.infilling import BlankInfilling
 from data_utils.loader import StepLoader
 from data_utils.samplers import StepSampler
 from data_utils.tokenization import Tokenizer
@@ -56,18 +57,18 @@ def build_pretrain_loaders(
     """
     evaluation = evaluation or EvalArgs()
     parts = load_parts(data, tokenizer)
-    corrupt = span_corruption(blocks, tokenizer, block_position=block_position)
 
     def loader(part: int, stream: str, seed: int, sampler: StepSampler) -> StepLoader | None:
         """Of one part of the corpus; None where it has no documents."""
         documents, numbers = parts[part]
         if documents is None:
             return None
+        seq_length = data.seq_length if part == 0 else data.eval_seq_length or data.seq_length
         dataset = BlockDataset(
             documents,
             tokenizer,
-            corrupt,
-            seq_length=data.seq_length,
+            blank_infilling(blocks, tokenizer, seq_length, block_position=block_position),
+            seq_length=seq_length,
             seed=seed,
             stream=stream,
             numbers=numbers,
@@ -100,18 +101,27 @@ def build_pretrain_loaders(
     return Loaders(training, evaluator(1, "valid"), evaluator(2, "test"))
 
 
-def span_corruption(
-    blocks: BlockLMArgs, tokenizer: Tokenizer, *, block_position: bool = True
-) -> SpanCorruption:
-    """How samples are corrupted. Raises ConfigError for kinds of samples that do not exist yet."""
-    if blocks.bert_prob != 1:
-        raise ConfigError(
-            f"--bert-prob={blocks.bert_prob}: only span corruption is built; --bert-prob=1"
-        )
-    return SpanCorruption(
+def blank_infilling(
+    blocks: BlockLMArgs, tokenizer: Tokenizer, seq_length: int, *, block_position: bool = True
+) -> BlankInfilling:
+    """How samples of at most `seq_length` tokens are corrupted."""
+    return BlankInfilling(
         SpecialIds.of(tokenizer),
+        tokenizer.sentence_ends,
+        seq_length,
         average=blocks.avg_block_length,
+        bert_prob=blocks.bert_prob,
+        gap_sentence_prob=blocks.gap_sentence_prob,
+        gap_sentence_ratio=blocks.gap_sentence_ratio,
+        gpt_infill_prob=blocks.gpt_infill_prob,
+        gpt_min_ratio=blocks.gpt_min_ratio,
+        short_seq_prob=blocks.short_seq_prob,
         single_span_prob=blocks.single_span_prob,
+        block_mask_prob=blocks.block_mask_prob,
+        context_mask_ratio=blocks.context_mask_ratio,
+        random_position=blocks.random_position,
+        sentinels=blocks.sentinel_token,
+        masked_lm=blocks.masked_lm,
         shuffle=not blocks.no_shuffle_block,
         block_position=block_position,
     )

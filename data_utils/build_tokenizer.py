@@ -34,10 +34,12 @@ def build_tokenizer(
     own = own.expanduser() if own else None
     options: dict[str, Any] = {
         "task_mask": tokenizer.task_mask,
-        "block_mask": blocks.block_mask_prob > 0 or blocks.context_mask_ratio > 0,
+        "block_mask": tokenizer.block_mask
+        or blocks.block_mask_prob > 0
+        or blocks.context_mask_ratio > 0,
     }
     if kind == "BertWordPieceTokenizer":
-        sentinels = max_positions - 1 if blocks.sentinel_token else 0
+        sentinels = max_positions - 1 if blocks.sentinel_token else tokenizer.num_sentinels
         vocabulary = _wordpiece(own, tokenizer.tokenizer_model_type)
         return BertWordPieceTokenizer(vocabulary, num_sentinels=sentinels, **options)
     if kind == "GPT2BPETokenizer":

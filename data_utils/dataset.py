@@ -15,8 +15,9 @@ from random import Random
 
 import numpy as np
 
-from data_utils.block import BlockSample, SpanCorruption
+from data_utils.block import BlockSample
 from data_utils.corpora import Documents
+from data_utils.infilling import BlankInfilling
 from data_utils.tokenization import Tokenizer
 
 SMALLEST_PIECE = 8  # tokens of a document worth starting at the end of a sample
@@ -34,7 +35,7 @@ class BlockDataset:
         self,
         documents: Documents,
         tokenizer: Tokenizer,
-        corrupt: SpanCorruption,
+        corrupt: BlankInfilling,
         *,
         seq_length: int,
         seed: int,

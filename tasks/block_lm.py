@@ -1,12 +1,13 @@
 """BlockLM: predict the tokens of the target part. Pretraining, and tasks with LM labels."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 import mpu
 from data_utils.batch import Batch
+from data_utils.block import KINDS
 from model.build import HeadSpec
 from tasks.base import Task, as_float, token_mask, weighted
 
@@ -42,18 +43,34 @@ class BlockLM(Task):
             "tokens": weighted(token_mask(batch.position_ids), batch.weight),
         }
 
-    def predict(self, logits: Tensor, batch: Batch) -> list[tuple[float, float]]:
-        """Per sample: (summed loss in nats, target tokens)."""
+    def predict(self, logits: Tensor, batch: Batch) -> list[tuple[float, float, int]]:
+        """Per sample: (summed loss in nats, target tokens, kind)."""
         mask = self.row_masks(batch)["targets"]
         sums = (self.hard_loss(logits, batch) * mask).sum(-1)
-        return list(zip(sums.tolist(), mask.sum(-1).tolist(), strict=True))
+        kinds = [0] * len(batch) if batch.kinds is None else batch.kinds.tolist()
+        return list(zip(sums.tolist(), mask.sum(-1).tolist(), kinds, strict=True))
 
     def metrics(
-        self, predictions: Mapping[int, tuple[float, float]], split: str = "val"
+        self, predictions: Mapping[int, tuple[float, float, int]], split: str = "val"
     ) -> dict[str, float]:
-        """`loss`: nats per target token. `ppl`: exp of it, of at most 20 nats as in the seed."""
-        total = math.fsum(loss for loss, _ in predictions.values())
-        count = math.fsum(tokens for _, tokens in predictions.values())
-        if not count:
-            return {}
-        return {"loss": total / count, "ppl": math.exp(min(20.0, total / count))}
+        """`loss`: nats per target token. `ppl`: exp of it, of at most 20 nats as in the seed.
+
+        Where samples are of several kinds also `loss_bert`, `loss_gpt`, ...: of that kind.
+        """
+        scores = _scores("", predictions.values())
+        kinds = sorted({kind for _, _, kind in predictions.values()})
+        for kind in kinds if len(kinds) > 1 else ():
+            rows = [row for row in predictions.values() if row[2] == kind]
+            scores |= {
+                name: v for name, v in _scores(f"_{KINDS[kind]}", rows).items() if "loss" in name
+            }
+        return scores
+
+
+def _scores(suffix: str, rows: Iterable[tuple[float, float, int]]) -> dict[str, float]:
+    rows = list(rows)
+    total, count = math.fsum(row[0] for row in rows), math.fsum(row[1] for row in rows)
+    if not count:
+        return {}
+    loss = total / count
+    return {f"loss{suffix}": loss, f"ppl{suffix}": math.exp(min(20.0, loss))}

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
-    """The run with the model's vocabulary set to the tokenizer's, padded.
+    """The run with the model's vocabulary set to the tokenizer's, padded, and what it holds.
 
     ConfigError: the model-parallel size does not divide it.
     """
@@ -58,7 +58,12 @@ def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
             f"--model-parallel-size={ranks}: does not divide the padded vocabulary of {size}; give "
             f"--make-vocab-size-divisible-by={multiple * ranks} (now {multiple})"
         )
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size))
+    sentinels = sum(name.startswith("MASK") for name in tokenizer.commands) - 1
+    words = dataclasses.replace(
+        run.tokenizer, block_mask="dBLOCK" in tokenizer.commands, num_sentinels=sentinels
+    )
+    model = dataclasses.replace(run.model, vocab_size=size)
+    return dataclasses.replace(run, model=model, tokenizer=words)
 
 
 def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:

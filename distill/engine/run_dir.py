@@ -8,7 +8,7 @@ from pathlib import Path
 
 from config import ConfigError, RunArgs
 from config.saved import FILE as CONFIG_FILE
-from config.saved import NO_PATH, TRACKER, VOCABULARY, run_folder
+from config.saved import NO_PATH, TRACKER, VOCABULARY, VOCABULARY_FOLDER, run_folder
 from distill.engine import files
 from distill.engine.checkpoint import BEST_TRACKER, sources
 from distill.engine.launch import Runtime
@@ -21,6 +21,7 @@ METRICS, RESULTS, TEST_RESULTS, SUMMARY = (
 )
 TENSORBOARD = "tensorboard"
 SUBMISSION = "submission"  # its folders val and test hold what a task's server takes
+VOCABULARY_SUFFIXES = (".json", ".txt", ".model")
 MARKS = (CONFIG_FILE, TRACKER, BEST_TRACKER, METRICS, RESULTS, TEST_RESULTS, SUMMARY)
 
 
@@ -83,13 +84,21 @@ def keep_vocabulary(run: RunArgs, runtime: Runtime) -> None:
     """A copy of --tokenizer-path in the run's folder: the run needs no file that others change."""
     if runtime.run_dir is None or not runtime.is_main or run.tokenizer.tokenizer_path == NO_PATH:
         return
+    copy, name = runtime.run_dir / VOCABULARY, VOCABULARY
+    if run.tokenizer.tokenizer_type != "BertWordPieceTokenizer":
+        copy, name = runtime.run_dir / VOCABULARY_FOLDER, ""
     source = Path(run.tokenizer.tokenizer_path).expanduser()
-    source = source / VOCABULARY if source.is_dir() else source
-    copy = runtime.run_dir / VOCABULARY
+    source = source / name if source.is_dir() else source
     with contextlib.suppress(FileNotFoundError):
         if copy.samefile(source):
             return
-    files.write_bytes(copy, source.read_bytes())
+    if name:
+        files.write_bytes(copy, source.read_bytes())
+        return
+    parts = source.iterdir() if source.is_dir() else [source]
+    for part in parts:
+        if part.suffix in VOCABULARY_SUFFIXES:
+            files.write_bytes(copy / part.name, part.read_bytes())
 
 
 def _resumes(run: RunArgs, folder: Path) -> bool:
@@ -105,5 +114,5 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(checkpoint)
     for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed adds them
         (folder / script).unlink(missing_ok=True)
-    for name in (TENSORBOARD, SUBMISSION):
+    for name in (TENSORBOARD, SUBMISSION, VOCABULARY_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
