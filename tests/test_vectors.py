@@ -103,6 +103,10 @@ PARTS = [
     "superglue_encodings/other_glue_patterns/sst2",
     "superglue_encodings/tokenizers/bert",
     "superglue_encodings/tokenizers/gpt2",
+    "superglue_encodings/tokenizers/bert_--task-mask",
+    "superglue_encodings/tokenizers/gpt2_--task-mask_--block-mask-prob=0.1",
+    "superglue_encodings/tokenizers/bert_--sentinel-token_--max-position-embeddings=16",
+    "superglue_encodings/tokenizers/gpt2_--sentinel-token_--max-position-embeddings=16",
 ]
 
 

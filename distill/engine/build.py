@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
-    """The run with the model's vocabulary set to the tokenizer's, padded, and what it holds.
+    """The run with the model's vocabulary set to the tokenizer's, padded.
 
     ConfigError: the model-parallel size does not divide it.
     """
@@ -58,12 +58,16 @@ def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
             f"--model-parallel-size={ranks}: does not divide the padded vocabulary of {size}; give "
             f"--make-vocab-size-divisible-by={multiple * ranks} (now {multiple})"
         )
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size))
+
+
+def with_commands(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
+    """The run that notes which tokens its samples brought into the vocabulary."""
     sentinels = sum(name.startswith("MASK") for name in tokenizer.commands) - 1
     words = dataclasses.replace(
         run.tokenizer, block_mask="dBLOCK" in tokenizer.commands, num_sentinels=sentinels
     )
-    model = dataclasses.replace(run.model, vocab_size=size)
-    return dataclasses.replace(run, model=model, tokenizer=words)
+    return dataclasses.replace(run, tokenizer=words)
 
 
 def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
@@ -74,7 +78,7 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     tokenizer = build_tokenizer(run.tokenizer, run.blocks, run.model.max_position_embeddings)
     check_sources(run, tokenizer.fingerprint)
     check_resumed(run)
-    return with_vocabulary(run, tokenizer), runtime, tokenizer
+    return with_commands(with_vocabulary(run, tokenizer), tokenizer), runtime, tokenizer
 
 
 def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> nn.Module:

@@ -22,7 +22,11 @@ def test_complete_commands_pass():
     [
         ("--seq-length=513", "is longer than --max-position-embeddings=512"),
         ("--train-iters=0", "nothing to train"),
-        ("--bert-prob=0.5", "give --bert-prob=1"),
+        ("--bert-prob=0.5 --gap-sentence-prob=0.6", "are more than 1 together"),
+        ("--bert-prob=0.5 --masked-lm", "has no other kinds of samples"),
+        ("--masked-lm --random-position", "leave it out"),
+        ("--sentinel-token --tokenizer-type=GPT2BPETokenizer", "leave it out"),
+        ("--eval-seq-length=513", "is longer than --max-position-embeddings=512"),
         ("--bert-prob=-1", "must be in [0, 1]"),
         ("--split=1,x,1", "must be proportions"),
         ("--split=0,1,1", "must be proportions"),
@@ -195,7 +199,7 @@ def test_pretraining_needs_data():
 
 def test_everything_at_once():
     argv = "--warmup=2 --fp16 --bf16 --deepspeed --seq-length=999 --student_model=kd --split=x --compat=y"
-    assert len(problems(argv.split())) == 12
+    assert len(problems(argv.split())) == 11
 
 
 @pytest.mark.parametrize("key", RANGES)
@@ -297,9 +301,9 @@ def test_their_defaults_ask_for_nothing():
 
 
 def test_defaults_are_compared_as_numbers():
-    pretrain("--temperature=1.00", "--gap-sentence-prob=0.0")
-    (problem,) = problems([*PRETRAIN, "--gap-sentence-prob=0.3"])
-    assert "gap-sentence kind" in problem
+    pretrain("--overlapping-eval=32.00", "--temperature=1.0")
+    (problem,) = problems([*PRETRAIN, "--overlapping-eval=31"])
+    assert "language-model evaluation" in problem
 
 
 def test_resuming_in_part_is_an_error():

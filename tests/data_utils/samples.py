@@ -32,6 +32,11 @@ def sentence(number: int, words: int = 8) -> str:
     return " ".join([*body, "".join(LETTERS[int(d)] for d in str(number)), "."])
 
 
+def document(length: int, first: int = 10) -> list[int]:
+    """ENC, `length` different words, eos."""
+    return [1, *range(first, first + length), 0]
+
+
 class Squares:
     """A data set whose sample i is (i * i, weight)."""
 

@@ -269,7 +269,23 @@ def test_an_endless_stream(corpus: Path):
     assert len(list(islice(built.train, 30))) == 30
 
 
-def test_samples_of_other_kinds_are_refused(corpus: Path):
-    data = DataArgs(train_data=(str(corpus / "corpus.txt"),), cache_dir=str(corpus / "cache"))
-    with pytest.raises(ConfigError, match=r"--bert-prob=0.5"):
-        build_pretrain_loaders(data, BlockLMArgs(), TrainArgs(), small_tokenizer(corpus))
+def test_the_seeds_default_mixture(corpus: Path):
+    """Half of the samples have short spans, half are generated; all ranks agree on them."""
+    data = {"train_data": (str(corpus / "corpus.txt"),), "cache_dir": str(corpus / "cache")}
+    args = (DataArgs(**data, num_workers=0, seq_length=64), BlockLMArgs(), TrainArgs(batch_size=8))
+    built = build_pretrain_loaders(*args, small_tokenizer(corpus))
+    batches = [step[0] for step in islice(built.train, 50)]
+    kinds = torch.cat([batch.kinds for batch in batches])
+    assert set(kinds.tolist()) == {0, 2}
+    assert 0.4 < kinds.eq(0).float().mean() < 0.6
+    for batch in batches:
+        generated = batch.kinds == 2
+        pieces = batch.tokens == small_tokenizer(corpus).get_command("sop").Id
+        assert pieces[generated].sum(1).eq(1).all()
+
+
+def test_evaluation_may_have_another_length(corpus: Path):
+    built = loaders(corpus, seq_length=32, eval_seq_length=16)
+    assert built.valid is not None
+    assert max(int(b.position_ids[:, 0].max()) for step in built.valid for b in step) < 16
+    assert max(int(b.position_ids[:, 0].max()) for step in built.train for b in step) > 16

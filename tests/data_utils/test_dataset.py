@@ -6,9 +6,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from data_utils.block import SpanCorruption, SpecialIds
+from data_utils.block import SpecialIds
 from data_utils.corpora import Documents, find_corpus, load_documents
 from data_utils.dataset import SMALLEST_PIECE, BlockDataset
+from data_utils.infilling import BlankInfilling
 from data_utils.tokenization import Tokenizer
 from tests.data_utils.samples import sentence, small_tokenizer
 
@@ -26,7 +27,7 @@ def documents_of(texts: list[str], folder: Path, tokenizer: Tokenizer) -> Docume
 
 def dataset_of(texts: list[str], folder: Path, tokenizer: Tokenizer, **options) -> BlockDataset:
     documents = documents_of(texts, folder, tokenizer)
-    corrupt = SpanCorruption(SpecialIds.of(tokenizer))
+    corrupt = BlankInfilling(SpecialIds.of(tokenizer))
     return BlockDataset(documents, tokenizer, corrupt, **({"seq_length": 32, "seed": 1} | options))
 
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from config.data import BlockLMArgs, TokenizerArgs
-from data_utils.block import BlockSample, SpecialIds, assemble, collate
+from data_utils.block import BlockSample, SpecialIds, assemble, collate, continue_text
 from data_utils.build_tokenizer import build_tokenizer
 from data_utils.tokenization import Tokenizer
 from tests.vector_checks.common import NOT_IMPLEMENTED, Result, read_json
 
 SENTINEL = re.compile(r"(MASK|sop)\d+")
-TASK_MASKS = {"bert": "MASK", "generation": "gMASK", "gap_sentence": "sMASK"}
+KIND_OF_TASK = {"bert": "bert", "generation": "gpt", "gap_sentence": "sentence"}
+KIND_OF_MODE = {"bert": "bert", "sentence": "sentence", "gpt": "gpt"}
+EXAMPLE = {"tokens", "spans", "out", "task", "task_mask", "block_position_encoding"}
+COLLATED = {"mode", "sample_lengths", "batch", "task_mask", "block_position_encoding"}
 SWITCHES = ("--task-mask", "--fix-command-token", "--sentinel-token", "--block-lm")
 VALUES = ("--block-mask-prob", "--context-mask-ratio", "--max-position-embeddings")
 TOKENIZERS = {
@@ -27,44 +30,52 @@ def check_block_data(case: Path) -> list[Result]:
     """`block_lm_data`: given spans exactly; drawn batches by putting their spans back."""
     args, expected = read_json(case, "args.json"), read_json(case, "expected.json")
     given = args["special_ids"]
-    ids = SpecialIds(*(given[name] for name in ("eos", "ENC", "MASK", "sop", "eop")))
     result = Result(case.name)
-    for number, example in enumerate(expected.get("make_block_data", [])):
-        unknown = set(example) - {
-            "tokens",
-            "spans",
-            "out",
-            "task",
-            "task_mask",
-            "block_position_encoding",
-        }
-        if unknown:
-            result.status, result.message = (
-                NOT_IMPLEMENTED,
-                f"make_block_data with {sorted(unknown)}",
-            )
-            return [result]
-        mask = TASK_MASKS[example.get("task", "bert")] if example.get("task_mask") else "MASK"
+    examples, batches = expected.get("make_block_data", []), expected.get("collated", [])
+    unknown = [sorted(set(e) - EXAMPLE) for e in examples] + [
+        sorted(set(e) - COLLATED) for e in batches
+    ]
+    if any(unknown):
+        result.status, result.message = NOT_IMPLEMENTED, f"examples with {max(unknown)}"
+        return [result]
+    for number, example in enumerate(examples):
         sample = assemble(
             example["tokens"],
             sorted((first, end) for first, end in example["spans"]),
-            ids,
-            mask_id=given[mask],
+            _ids(given, bool(example.get("task_mask"))),
+            kind=KIND_OF_TASK[example.get("task", "bert")],
             block_position=example.get("block_position_encoding", True),
         )
         _compare(result, f"make_block_data {number}", _sample(sample), example["out"])
-    for number, example in enumerate(expected.get("collated", [])):
-        what = f"collated {number} ({example['mode']})"
-        rows = _rows(example["batch"])
-        samples = []
-        for length, row in zip(example["sample_lengths"], rows, strict=True):
-            tokens, spans = restore(row, ids)
-            result.exact(f"{what}: tokens of a sample", len(tokens), length)
-            if result.message:
-                return [result]
-            samples.append(assemble(tokens, spans, ids, mask_id=row["text"][row["position"][-1]]))
-        _compare(result, what, _batch(samples), example["batch"])
+    for number, example in enumerate(batches):
+        _check_batch(result, f"collated {number} ({example['mode']})", example, given)
     return [result]
+
+
+def _ids(given: dict[str, int], task_mask: bool) -> SpecialIds:
+    names = ("eos", "ENC", "MASK", "sop", "eop", *(("gMASK", "sMASK") if task_mask else ()))
+    return SpecialIds(*(given[name] for name in names))
+
+
+def _check_batch(result: Result, what: str, example: dict[str, Any], given: dict[str, int]) -> None:
+    """A drawn batch: its samples and spans are read off, and lead to the same batch."""
+    rows, samples = _rows(example["batch"]), []
+    own_masks = {given["gMASK"], given["sMASK"]}
+    task_mask = any(own_masks & set(row["text"]) for row in rows)
+    ids, kind = _ids(given, task_mask), KIND_OF_MODE[example["mode"]]
+    with_blocks = example.get("block_position_encoding", True)
+    for length, row in zip(example["sample_lengths"], rows, strict=True):
+        if kind == "gpt" and row["target"][-1] != ids.eop:  # the rest of the sample
+            tokens = [*row["text"][: row["sep"] - 1], *row["target"][row["sep"] :]]
+            loss = row["loss_mask"][row["sep"] :]
+            mask = [0] * (len(tokens) - len(loss)) + [int(x) for x in loss]
+            sample = continue_text(tokens, len(loss), ids, mask, block_position=with_blocks)
+        else:
+            tokens, spans = restore(row, ids)
+            sample = assemble(tokens, spans, ids, kind=kind, block_position=with_blocks)
+        result.exact(f"{what}: tokens of a sample", len(tokens), length)
+        samples.append(sample)
+    _compare(result, what, _batch(samples), example["batch"])
 
 
 def restore(row: dict[str, Any], ids: SpecialIds) -> tuple[list[int], list[tuple[int, int]]]:
@@ -88,18 +99,19 @@ def _rows(batch: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of a padded batch, without their padding."""
     rows = []
     for i, sep in enumerate(batch["attention_mask"]):
-        end = max([sep, *(j + 1 for j, counts in enumerate(batch["loss_mask"][i]) if counts)])
-        position = batch["position_id"][i][0][:end]
-        rows.append({"text": batch["text"][i][:end], "position": position, "sep": sep})
+        # The blank's tokens have its position, which is not that of padding.
+        after = (j + 1 for j, p in enumerate(batch["position_id"][i][0]) if p)
+        end = max([sep, *after])
+        row = {name: batch[name][i][:end] for name in ("text", "target", "loss_mask")}
+        rows.append(row | {"position": batch["position_id"][i][0][:end], "sep": sep})
     return rows
 
 
 def _sample(sample: BlockSample) -> dict[str, Any]:
-    length = len(sample.text)
     return {
         "text": sample.text,
         "target": sample.target,
-        "loss_mask": [int(i >= sample.sep) for i in range(length)],
+        "loss_mask": sample.loss,
         "position_id": [sample.position, sample.block_position],
         "sep": sample.sep,
     }
