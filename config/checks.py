@@ -9,6 +9,7 @@ from config.data import TOKENIZERS_BUILT, block_problems, parse_split
 from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
+from config.recompute import recomputation_problems
 from config.text_checks import is_seq2seq, text_problems
 from config.zero import zero_problems, zero_without_gpu
 
@@ -245,6 +246,7 @@ def _processes(run: "RunArgs") -> Iterator[str]:
             "leave it out to train with plain PyTorch"
         )
     yield from zero_problems(run)
+    yield from recomputation_problems(run)
 
 
 def _distillation(run: "RunArgs") -> Iterator[str]:

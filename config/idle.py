@@ -7,6 +7,7 @@ from config.data import BlockLMArgs
 from config.distill import DistillArgs, TeacherArgs
 from config.group import ArgGroup
 from config.notes import warn
+from config.recompute import warn_idle_recomputation
 from config.tasks import FinetuneArgs, is_one_of
 from config.teachers import MultiTeacherArgs
 from config.text import TextArgs
@@ -33,7 +34,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --fp16",
     ),
     (
-        ("--checkpoint-num-layers",),
+        ("--checkpoint-num-layers", "--deepspeed-activation-checkpointing"),
         lambda run: not run.model.checkpoint_activations,
         "without --checkpoint-activations",
     ),
@@ -256,6 +257,7 @@ def warn_unused(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> None:
         chosen = f"--student_model={run.distill.student_model}"
         _tell([flag], f"with {chosen}" + (f" --multi_teacher_model={combiner}" if combiner else ""))
     warn_idle_zero(run)
+    warn_idle_recomputation(run)
 
 
 def _overruled(run: "RunArgs") -> Iterable[tuple[str, str]]:

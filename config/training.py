@@ -95,7 +95,7 @@ class ParallelArgs(ArgGroup):
         None, "DeepSpeed's JSON; its values win", name="--deepspeed_config"
     )
     deepspeed_activation_checkpointing: bool = flag(
-        False, "kept for the seed's commands: recomputation is the same with and without it"
+        False, "the JSON's block activation_checkpointing says where recomputed inputs are kept"
     )
     zero_stage: int = flag(0, "ZeRO stage, with --args_to_ds_config", name="--zero_stage")
     cpu_offload: bool = flag(False, "optimizer state in host memory", name="--cpu_offload")

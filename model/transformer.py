@@ -37,6 +37,7 @@ class ParallelTransformer(nn.Module):
         self.max_memory_length = args.mem_length
         self.block_position_encoding = args.block_position_encoding
         self.chunk_size = args.checkpoint_num_layers if args.checkpoint_activations else 0
+        self.keep = mpu.Keep()  # where the inputs of recomputed chunks stay; the engine says
         rows = args.max_position_embeddings + self.block_position_encoding
         self.position_embeddings = embedding(rows, width, init_method)
         if self.block_position_encoding:
@@ -132,8 +133,16 @@ class ParallelTransformer(nn.Module):
         keep: bool,
         cache: None = None,
     ) -> list[Tensor]:
-        """The same; activations are recomputed in the backward pass, captures leave as outputs."""
+        """The same; activations are recomputed in the backward pass, captures leave as outputs.
+
+        ValueError for captures with partitioned inputs: they would keep the inputs whole.
+        """
         paths: list[tuple] = []
+        if self.keep.partition and recorder.hook:
+            raise ValueError(
+                "partition_activations: these layers are captured in: "
+                f"{', '.join(map(str, recorder.hook))}; set it to false"
+            )
 
         def chunk(x: Tensor, mask: Tensor, *mems: Tensor) -> tuple[Tensor, ...]:
             inside = Recorder(recorder.hook, recorder.hook_op)
@@ -141,7 +150,7 @@ class ParallelTransformer(nn.Module):
             paths[:] = inside.captured
             return *outputs, *inside.captured.values()
 
-        results = mpu.checkpoint(chunk, x, mask, *mems)
+        results = mpu.checkpoint(chunk, x, mask, *mems, keep=self.keep)
         count = len(results) - len(paths)
         recorder.absorb(dict(zip(paths, results[count:], strict=True)))
         return list(results[:count])

@@ -52,10 +52,11 @@ from .mappings import scatter_to_model_parallel_region as scatter_to_model_paral
 from .mappings import sum_across_model_parallel_region as sum_across_model_parallel_region
 from .mappings_dp import gather_from_data_parallel_region as gather_from_data_parallel_region
 from .mappings_dp import gather_objects_from_data_parallel as gather_objects_from_data_parallel
-from .random import checkpoint as checkpoint
 from .random import derive_seed as derive_seed
 from .random import get_rng_tracker as get_rng_tracker
 from .random import seed_step as seed_step
+from .recompute import Keep as Keep
+from .recompute import checkpoint as checkpoint
 from .reshard import merge as merge
 from .reshard import pieces as pieces
 from .reshard import split as split

@@ -1,4 +1,4 @@
-"""Random streams of dropout, and activation checkpointing that replays them.
+"""Random streams of dropout.
 
 Two streams. The *default* one (torch's own generators) is equal on the ranks of a model-parallel
 group, for dropout of replicated tensors (embeddings, layer outputs). The *model-parallel* one
@@ -13,12 +13,10 @@ state is saved.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as _torch_checkpoint
 
 from .initialize import get_model_parallel_rank, get_model_parallel_world_size
 
@@ -128,38 +126,3 @@ def seed_step(seed: int, iteration: int, micro_step: int, dp_rank: int) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(default)
     _tracker.seed(derive_seed(*key, _MODEL_PARALLEL_STREAM, get_model_parallel_rank()))
-
-
-class _Replay:
-    """Context of a recomputation: the tracker as it was at the forward, then as it is now.
-
-    An object, not a generator: one graph may be recomputed several times (retain_graph).
-    """
-
-    def __init__(self, tracker: RNGTracker):
-        self._tracker = tracker
-        self._at_forward = tracker.get_states()
-        self._now: tuple[Tensor, ...] = ()
-
-    def __enter__(self) -> None:
-        self._now = self._tracker.get_states()
-        self._tracker.set_states(self._at_forward)
-
-    def __exit__(self, *_: object) -> None:
-        self._tracker.set_states(self._now)
-
-
-def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
-    """Activation checkpointing: `function(*args)`, its activations recomputed in backward.
-
-    torch's non-reentrant kind, so tensors captured inside may be returned and keep their gradient,
-    and parameters and captures get it whichever way they are used. Both random streams are
-    replayed: gradients equal those without checkpointing bit for bit. `function` runs twice;
-    it must return what it captures and have no other side effect.
-    """
-    return _torch_checkpoint(
-        function,
-        *args,
-        use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _Replay(_tracker)),
-    )

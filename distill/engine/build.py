@@ -15,6 +15,7 @@ from torch import nn
 
 import mpu
 from config import ConfigError, RunArgs
+from config.recompute import recomputation
 from config.saved import changes, run_folder
 from data_utils.build_tokenizer import build_tokenizer
 from data_utils.tokenization import Tokenizer
@@ -34,6 +35,7 @@ from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open
 from distill.engine.trainer import Trainer
 from distill.engine.weights import whole_shape
 from distill.engine.wrap import Engine
+from distill.limits import check_layout
 from distill.live import EmptyGLM, add_live_teachers, check_empty, restore_combiner
 from distill.prompts import find_glm, freeze_glm, start_prompts
 from distill.step import check_method
@@ -41,6 +43,7 @@ from distill.student import GLMStudent, build_student
 from distill.teacher import Teacher
 from distill.warm_start import check_warm_start, warm_start
 from model.build import add_head, build_model
+from model.transformer import ParallelTransformer
 from tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -97,8 +100,10 @@ def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> 
     if isinstance(student, GLMStudent):
         check_empty(student, run)
         check_method(student, head, run)
+        check_layout(student, run)
     module = add_head(student, head, run.model, seed=seed)
     own = load_start(run, module)
+    keep_inputs(module, run)
     warm_start(module, teachers, run)
     if run.finetuning.prompt_init and not own:
         start_prompts(module, head, seed)
@@ -118,6 +123,14 @@ def load_start(run: RunArgs, module: nn.Module) -> bool:
     before = None if prompts is None else prompts.spell_embeddings.weight.clone()
     load_weights(run.checkpoint.load_pretrained, module, what="--load-pretrained")
     return prompts is not None and not torch.equal(before, prompts.spell_embeddings.weight)
+
+
+def keep_inputs(module: nn.Module, run: RunArgs) -> None:
+    """Tell every stack of layers where the inputs of its recomputed chunks stay."""
+    asked = recomputation(run)
+    for part in module.modules():
+        if isinstance(part, ParallelTransformer):
+            part.keep = mpu.Keep(asked.partition, asked.on_cpu)
 
 
 def first_iteration(run: RunArgs) -> int:

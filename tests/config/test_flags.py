@@ -48,7 +48,6 @@ KEPT_FOR_THE_SEED = {
     "--shuffle": "samples are always drawn at random",
     "--no-lazy-loader": "token caches are always memory-mapped",
     "--resume-dataloader": "resuming is always exact",
-    "--deepspeed-activation-checkpointing": "--checkpoint-activations decides alone",
     "--finetune": "distill/finetune.py implies it",
     "--block-lm": "a GLM is always trained by blank infilling",
 }

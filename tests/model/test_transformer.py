@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import mpu
 from mpu import hook_model
+from tests.ranks import run_ranks
 from tests.toy import rank_grads, toy_glm, toy_lm_batch
 
 LAYER = ("layernorm_output", "mixed_query_layer", "mixed_key_layer", "mixed_value_layer")
@@ -254,3 +255,34 @@ def test_no_graph_no_recomputation(monkeypatch):
     monkeypatch.setattr(mpu, "checkpoint", lambda *_: pytest.fail("recomputed"))
     with torch.no_grad():
         model(batch.tokens, batch.position_ids, batch.attention_mask)
+
+
+def kinds_of_recomputation(rank, size):
+    """Results of `run` with dropout on this many shards: plain, then recomputed in every way."""
+    mpu.initialize_model_parallel(size)
+    options = {"num_layers": 3, "attention_dropout": 0.2, "hidden_dropout": 0.2}
+    found = {}
+    for names in (LAYER, EXPLICIT, ()):
+        hook = hook_of(range(3), names) if names else None
+        ways = {"plain": None, "recomputed": mpu.Keep(), "on the host": mpu.Keep(on_cpu=True)}
+        if hook is None:
+            ways["cut"] = mpu.Keep(partition=True)
+            ways["cut, on the host"] = mpu.Keep(partition=True, on_cpu=True)
+        for way, keep in ways.items():
+            model = toy_glm(**options, checkpoint_activations=keep is not None)
+            model.transformer.keep = keep or mpu.Keep()
+            result = run(model, toy_lm_batch(), copy.deepcopy(hook))
+            found[names, way] = [dict(part) if isinstance(part, dict) else part for part in result]
+            found[names, way][1] = {k: v.detach() for k, v in result[1].items()}
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_kind_of_recomputation_changes_no_bit_on_shards(size):
+    for found in run_ranks(size, kinds_of_recomputation):
+        for (names, way), actual in found.items():
+            expected = found[names, "plain"]
+            assert torch.equal(actual[0], expected[0]), way
+            same(actual[1], expected[1])
+            same(actual[2], expected[2])
+        assert len(found) == 3 + 3 + 5
