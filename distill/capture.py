@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from distill.lazy_logits import Logits, dense
 from mpu.layout import Layout
 
 Hook = dict[Any, Any]
@@ -130,11 +131,15 @@ def merge_hooks(*hooks: Hook | None) -> Hook:
 class Captured:
     """The tensors of one forward, by point: the seed's hook (indices at its leaves) and list."""
 
-    def __init__(self, hook: Hook | None, inter_vars: list[Tensor]):
+    def __init__(self, hook: Hook | None, inter_vars: list[Tensor | Logits]):
         self.hook, self.inter_vars = hook or {}, inter_vars
 
     def __getitem__(self, point: Point) -> Tensor:
-        """KeyError with the point's path if it was not captured."""
+        """The tensor. KeyError with the point's path if it was not captured."""
+        return dense(self.lazily(point))
+
+    def lazily(self, point: Point) -> Tensor | Logits:
+        """As it was captured: of a vocabulary's logits perhaps a `Logits`, not computed yet."""
         level: Any = self.hook
         for name in point.path:
             level = level.get(name) if isinstance(level, dict) else None
@@ -144,7 +149,7 @@ class Captured:
 
     def __contains__(self, point: Point) -> bool:
         try:
-            self[point]
+            self.lazily(point)
         except KeyError:
             return False
         return True

@@ -57,6 +57,7 @@ class Combiner(nn.Module):
 
     Args: ClassVar[type[ArgGroup]] = NoArgs
     needs_teacher_loss: ClassVar[bool] = False  # every teacher's hard loss
+    reads_logits: ClassVar[bool] = True  # looks into logits; False: they need not be computed whole
 
     def __init__(self, run: RunArgs, args: ArgGroup, shape: TaskShape):
         """`args`: the combiner's own group of flags; `shape`: sizes of the task."""

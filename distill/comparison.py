@@ -7,6 +7,7 @@ losses for each part of the combiner that compares it, and then its captures are
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from data_utils.batch import Batch
 from distill.capture import Captured, Hook, merge_hooks, to_hook
 from distill.combiner import Answer, Combination, Combiner
 from distill.context import Clock, LossContext
+from distill.lazy_forward import find_lazy
+from distill.lazy_logits import Logits, Planned
 from distill.mix import counts, recomputed
 from distill.rows import Rows
 from distill.student import AFTER, GLMStudent
 from distill.teacher import Teacher, TeacherOutput
 from distill.teachers import build_combiner
+from mpu.row_losses import RowLoss
 from tasks.base import Task
 
 Terms = dict[str, Tensor | float]
@@ -32,17 +36,36 @@ Terms = dict[str, Tensor | float]
 class StudentPass:
     """The student's part of a pass."""
 
+    task: Task
     batch: Batch
     inputs: tuple[Tensor, ...]
-    logits: Tensor  # [b, s, v/p], [n, v/p] of the rows with a target, or [b, c]
+    logits: Tensor | Logits  # [b, s, v/p], [n, v/p] of the rows with a target, or [b, c]
     hook: Hook
     captured: list[Tensor]
     hard_rows: Rows
-    hard_loss: Tensor  # []
-    hard_losses: Tensor  # [b], their mean is hard_loss
     context: LossContext
     clock: Clock
-    options: dict[str, Tensor]  # output_rows, or nothing
+    options: dict[str, Any]  # of every teacher's forward: output_rows, lazy_logits
+
+    @cached_property
+    def hard_loss(self) -> Tensor:
+        """[]"""
+        return self.hard_rows.mean(self._row_losses)
+
+    @cached_property
+    def hard_losses(self) -> Tensor:
+        """[b], their mean is hard_loss."""
+        return self.hard_rows.mean(self._row_losses, keep_batch=True)
+
+    @cached_property
+    def hard_term(self) -> RowLoss | None:
+        """The hard loss of lazy logits; one object, so that it is computed once."""
+        return self.task.hard_rows_term(self.batch)
+
+    @cached_property
+    def _row_losses(self) -> Tensor:
+        term = self.hard_term if isinstance(self.logits, Logits) else None
+        return row_losses(self.task, self.logits, self.batch, self.hard_rows, term)
 
     @property
     def suffix(self) -> str:
@@ -55,9 +78,14 @@ class Tally:
     """What one part of the combiner has so far."""
 
     part: Combiner
-    made: Combination
+    make: Callable[[], Combination]
     losses: list[Tensor | float] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+
+    @cached_property
+    def made(self) -> Combination:
+        """Made when it is asked for: a lazy hard loss is computed with the first teacher's."""
+        return self.make()
 
 
 class Comparison:
@@ -74,6 +102,14 @@ class Comparison:
             )
 
     @property
+    def takes_lazy_logits(self) -> bool:
+        """Whether nobody needs a language model's logits as numbers."""
+        frozen = not any(teacher.live for teacher in self.teachers)
+        reads = any(part.reads_logits for part in self.combiner.parts)
+        lazy = all(find_lazy(teacher.module) is not None for teacher in self.teachers)
+        return frozen and lazy and not reads and self.method.takes_lazy_logits()
+
+    @property
     def needs_targets_only(self) -> bool:
         """Whether a language model's logits are needed at target positions only."""
         return self.method.needs_targets_only() and not self.combiner.needs_all_logits
@@ -81,14 +117,17 @@ class Comparison:
     def __call__(self, student: StudentPass, terms: Terms) -> Tensor:
         """The loss [] of a pass; `terms` gets its parts."""
         self.combiner.begin_pass(student.clock)
-        tallies = [Tally(part, self._made(student, terms)) for part in self.combiner.parts]
+        make = partial(self._made, student, terms)
+        tallies = [Tally(part, make) for part in self.combiner.parts]
         live: list[Tensor] = []
         for t_no, teacher in enumerate(self.teachers):
             if any(tally.part.runs(t_no) for tally in tallies):
                 live += self._against(t_no, teacher, student, tallies, terms)
         totals = [tally.part.total(tally.losses, tally.answers, tally.made) for tally in tallies]
         total = self.combiner.join(totals, tallies[0].made)
-        return _as_tensor(sum(live, start=total), student.logits)
+        lazy = isinstance(student.logits, Logits)
+        like = student.logits.states if lazy else student.logits
+        return _as_tensor(sum(live, start=total), like)
 
     def _made(self, student: StudentPass, terms: Terms) -> Combination:
         def log(name: str, value: Tensor | float) -> None:
@@ -107,6 +146,8 @@ class Comparison:
     ) -> list[Tensor]:
         """One teacher. Returns its own hard loss, if it is trained on it."""
         hook, output = self._forward(t_no, teacher, student, tallies)
+        if isinstance(student.logits, Logits):
+            self._prepare(t_no, student, output.logits, tallies)
         hard = None
         if output.logits is not None and self._wants_hard(tallies):
             hard = self._hard_losses(output.logits, student)
@@ -135,6 +176,20 @@ class Comparison:
         if not self.run.teachers[t_no].runs:
             return hook, TeacherOutput(None, [])
         return hook, teacher(student.inputs, hook, hook_op, **student.options)
+
+    def _prepare(
+        self, t_no: int, student: StudentPass, teacher: Logits | None, tallies: Sequence[Tally]
+    ) -> None:
+        """Compute together what losses over the vocabulary the method says it will ask for."""
+        if teacher is None or not any(tally.part.compares(t_no) for tally in tallies):
+            return
+        context = dataclasses.replace(student.context, t_no=t_no)
+        planned = list(self.method.planned(student.logits, context))
+        if not student.logits.has(student.hard_term, student.hard_rows):
+            number = sum(tallies[0].part.compares(i) for i in range(len(self.teachers)))
+            weight = self.method.hard_weight() * number  # it is in the loss against each
+            planned.append(Planned(student.hard_term, student.hard_rows, weight))
+        student.logits.prepare(planned, teacher)
 
     def _compare(
         self,
@@ -190,17 +245,25 @@ class Comparison:
         wanted = any(tally.part.needs_teacher_loss for tally in tallies)
         return wanted or self.run.multi_teacher.mt_has_loss
 
-    def _hard_losses(self, logits: Tensor, student: StudentPass) -> Tensor:
+    def _hard_losses(self, logits: Tensor | Logits, student: StudentPass) -> Tensor:
         """A teacher's hard loss of each sample: the mean over its own rows, [b]."""
         return student.hard_rows.of_samples(self._row_losses(logits, student))
 
-    def _row_losses(self, logits: Tensor, student: StudentPass) -> Tensor:
+    def _row_losses(self, logits: Tensor | Logits, student: StudentPass) -> Tensor:
         """Un-reduced hard loss [b, s], picked [n], or [b]."""
-        return row_losses(self.task, logits, student.batch, student.hard_rows)
+        term = student.hard_term if isinstance(logits, Logits) else None
+        return row_losses(self.task, logits, student.batch, student.hard_rows, term)
 
 
-def row_losses(task: Task, logits: Tensor, batch: Batch, rows: Rows) -> Tensor:
-    """Hard loss of every row, or of the picked ones: logits of all rows, or [n, v/p] of those."""
+def row_losses(
+    task: Task, logits: Tensor | Logits, batch: Batch, rows: Rows, term: RowLoss | None = None
+) -> Tensor:
+    """Hard loss of every row, or of the picked ones: logits of all rows, or [n, v/p] of those.
+
+    Lazy logits: of every row, 0 on masked ones, by the task's `term`.
+    """
+    if isinstance(logits, Logits):
+        return logits.rows(term or task.hard_rows_term(batch), None, rows)
     if rows.index is None:
         return task.hard_loss(logits, batch)
     picked = dataclasses.replace(batch, labels=rows.pick(batch.labels)[None])

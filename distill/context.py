@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from distill.lazy_logits import Logits
 from distill.rows import Rows
 from mpu.layout import Layout
 
@@ -64,8 +65,9 @@ Terms = dict[str, Tensor | float]  # losses by name
 class Predictions:
     """What the loss of the prediction layer is made of."""
 
-    student: Tensor  # logits [b, s, v/p], or [n, v/p] of targets only, or [b, c] of choices
-    teacher: Tensor | None  # as the student's; None where no soft labels are in use
+    # Logits [b, s, v/p], or [n, v/p] of targets only, or [b, c] of choices.
+    student: Tensor | Logits
+    teacher: Tensor | Logits | None  # as the student's; None where no soft labels are in use
     hard_loss: Tensor  # the student's, [] or [b]
     teacher_weight: float = 1.0  # times the teacher's logits under the squared error (annealing)
 

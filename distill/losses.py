@@ -14,6 +14,9 @@ by (`distill.rows`); None: the plain mean. `columns` [..., v/p] marks the entrie
 that take part (True), broadcast: padded choices, top-n, keys that are padding. Everything is fp32
 inside. Gradients go into the student, and into a teacher that has them.
 
+Vocabulary logits may also be `distill.lazy_logits.Logits` of both sides, for `mse`, `kl` and
+`soft_cross_entropy` without `columns`: the same numbers, computed a chunk of rows at a time.
+
 `cosine_distance` takes whole rows (REPLICATED). Relations between positions are made of shards by
 `split_heads` and `relation`, and compared by `kl` or `mse`.
 """
@@ -24,7 +27,9 @@ import torch
 from torch import Tensor
 
 from distill.divergence import NOWHERE, soft_rows, soft_rows_by_autograd
+from distill.lazy_logits import Logits
 from distill.rows import Rows
+from distill.vocab_rows import SoftRows, SquaredRows
 from mpu import (
     gather_from_model_parallel_region,
     get_model_parallel_world_size,
@@ -38,18 +43,34 @@ FEW = 1024  # elements that autograd may keep some copies of
 EPS = 1e-12  # added to squared norms, as in the seed: a row of zeros has cosine 0
 
 
+def mean_of_rows(losses: Tensor, rows: Rows | None, keep_batch: bool = False) -> Tensor:
+    """Row losses [b, s] or picked [n], equal on all ranks -> [] or, keep_batch, [b]."""
+    return _mean(losses, Layout.REPLICATED, rows, keep_batch)
+
+
 def mse(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Logits,
+    teacher: Tensor | Logits,
     *,
     layout: Layout = Layout.REPLICATED,
     rows: Rows | None = None,
     columns: Tensor | None = None,
     keep_batch: bool = False,
+    teacher_weight: float = 1.0,
 ) -> Tensor:
-    """Mean over rows and entries of (student - teacher)^2. [b, ..., h] twice -> [] or [b]."""
+    """Mean over rows and entries of (student - teacher_weight teacher)^2.
+
+    [b, ..., h] twice -> [] or [b].
+    """
+    if isinstance(student, Logits):
+        losses = student.rows(
+            squared_rows(student, teacher_weight), teacher, rows, weight=float(not keep_batch)
+        )
+        return _mean(losses, Layout.REPLICATED, rows, keep_batch)
     student, teacher, columns = _pick(rows, student, teacher, columns)
-    square = (student.float() - teacher.float()).square()
+    teacher = teacher.float()
+    teacher = teacher if teacher_weight == 1 else teacher * teacher_weight
+    square = (student.float() - teacher).square()
     if columns is None:
         return _mean(square.mean(-1), layout, rows, keep_batch)
     kept = sum_last(columns, layout).clamp(min=1)
@@ -57,8 +78,8 @@ def mse(
 
 
 def kl(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Logits,
+    teacher: Tensor | Logits,
     *,
     layout: Layout = Layout.REPLICATED,
     rows: Rows | None = None,
@@ -70,13 +91,13 @@ def kl(
 
     [b, ..., v/p] twice, before the softmax -> [] or [b].
     """
-    losses = _soft_rows(student, teacher, layout, rows, columns, temperature)
+    losses = _soft_rows(student, teacher, layout, rows, columns, temperature, keep_batch)
     return _mean(losses, _heads(layout), rows, keep_batch) * temperature**2
 
 
 def soft_cross_entropy(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Logits,
+    teacher: Tensor | Logits,
     *,
     layout: Layout = Layout.REPLICATED,
     rows: Rows | None = None,
@@ -89,7 +110,9 @@ def soft_cross_entropy(
     [b, ..., v/p] twice, before the softmax -> [] or [b]. KL plus the teacher's entropy: the same
     gradient. Under D3 a masked row counts log v, as two rows of zeros do in the seed.
     """
-    losses = _soft_rows(student, teacher, layout, rows, columns, temperature, cross_entropy=True)
+    losses = _soft_rows(
+        student, teacher, layout, rows, columns, temperature, keep_batch, cross_entropy=True
+    )
     masked = math.log(whole_width(student, layout))
     return _mean(losses, _heads(layout), rows, keep_batch, masked) * temperature**2
 
@@ -133,8 +156,15 @@ def split_heads(x: Tensor, number: int) -> tuple[Tensor, Layout]:
     return heads.transpose(1, 2), layout
 
 
-def whole_width(x: Tensor, layout: Layout) -> int:
+def squared_rows(student: Logits, teacher_weight: float = 1.0) -> SquaredRows:
+    """The term of a squared error over the whole vocabulary."""
+    return SquaredRows(float(teacher_weight), width=student.whole_width)
+
+
+def whole_width(x: Tensor | Logits, layout: Layout) -> int:
     """Length of the whole last dim: v of [..., v/p]."""
+    if isinstance(x, Logits):
+        return x.whole_width
     shards = get_model_parallel_world_size() if layout is Layout.SHARD_LAST else 1
     return x.size(-1) * shards
 
@@ -170,16 +200,35 @@ def excess(
     result is how many there are.
     """
     student, columns = _pick(rows, student, columns)
+    sums, counts = excess_rows(student, columns, layout)
+    heads = _heads(layout)
+    return excess_mean(sums, counts, heads, rows=rows, pooled=pooled, keep_batch=keep_batch)
+
+
+def excess_rows(student: Tensor, columns: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Sum over the entries that exceed, and how many there are: [..., v/p] -> [...] twice."""
     student = student.float()
     theta = _smallest(student, columns, layout)
     above = torch.where(columns, 0.0, student - theta).clamp(min=0)
-    sums, counts = sum_last(above, layout), sum_last(above.detach() > 0, layout)
+    return sum_last(above, layout), sum_last(above.detach() > 0, layout)
+
+
+def excess_mean(
+    sums: Tensor,
+    counts: Tensor,
+    layout: Layout = Layout.REPLICATED,
+    *,
+    rows: Rows | None = None,
+    pooled: bool = False,
+    keep_batch: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`excess` from `excess_rows`."""
     number = counts.sum() if rows is None else rows.mean(counts) * rows.total
     if not pooled:
-        return _mean(sums / counts.clamp(min=1), _heads(layout), rows, keep_batch), number
+        return _mean(sums / counts.clamp(min=1), layout, rows, keep_batch), number
     # _mean divides by the rows; the seed's divisor is the number of entries.
     divisor = float(counts.numel()) if rows is None else rows.total
-    mean = _mean(sums, _heads(layout), rows, keep_batch)
+    mean = _mean(sums, layout, rows, keep_batch)
     return mean * divisor / number.clamp(min=1), number
 
 
@@ -206,18 +255,23 @@ def _pick(rows: Rows | None, *tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _soft_rows(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Logits,
+    teacher: Tensor | Logits,
     layout: Layout,
     rows: Rows | None,
     columns: Tensor | None,
     temperature: float,
+    keep_batch: bool,
     cross_entropy: bool = False,
 ) -> Tensor:
     """Row losses of distributions: the lean way, or by autograd for a teacher that is trained.
 
     By autograd also for the few numbers of choices: it rounds less where one is nearly certain.
     """
+    if isinstance(student, Logits):
+        assert columns is None, "all of a vocabulary takes part"
+        term = SoftRows(float(temperature), cross_entropy)
+        return student.rows(term, teacher, rows, weight=float(not keep_batch))
     if columns is not None:
         columns = columns.expand_as(student)
     student, teacher, columns = _pick(rows, student, teacher, columns)

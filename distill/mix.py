@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from config import ArgGroup, ConfigError, RunArgs
 from distill.capture import Captured, Hook, Point, merge_hooks
 from distill.context import Clock, LossContext, Predictions
+from distill.lazy_logits import Logits, Planned
 from distill.registry import METHODS, OWN_CLASS
 from distill.soft_labels import SoftLabels
 from distill.student import GLMStudent
@@ -43,6 +44,10 @@ class Part:
     hard: bool  # with the hard labels in it
     weight: float  # of all its losses
     run: RunArgs  # its own view of the run
+
+    def weighed(self, planned: Iterable[Planned]) -> list[Planned]:
+        """Plans of its own, as they count in the mix."""
+        return [replace(plan, weight=plan.weight * self.weight) for plan in planned]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +278,28 @@ class MixedStudent(GLMStudent):
         """The edits of all parts; those of one tensor one after the other."""
         options = {"t_no": t_no, "teacher_models": teacher_models}
         return merge_ops(*(m.get_teacher_hook_op(**options) for m in self.of(self.inter)))
+
+    def prediction_weights(self) -> tuple[float, float] | None:
+        """Of the mix's own labels; None where the parts alone have some."""
+        return (1.0, 1.0) if self.args.program == "finetune" or not self.pre else None
+
+    def planned_predictions(self, student: Logits, ctx: LossContext) -> Iterator[Planned]:
+        """The mix's own, then each part's times its weight."""
+        yield from super().planned_predictions(student, ctx)
+        for part, method in zip(self.pre, self.of(self.pre), strict=True):
+            yield from part.weighed(method.planned_predictions(student, ctx))
+
+    def planned_layers(self, student: Logits, ctx: LossContext) -> Iterator[Planned]:
+        """The base class's, then each part's times its weight."""
+        yield from super().planned_layers(student, ctx)
+        for part, method in zip(self.inter, self.of(self.inter), strict=True):
+            yield from part.weighed(method.planned_layers(student, ctx))
+
+    def hard_weight(self) -> float:
+        """The weights of the parts that have hard labels, too."""
+        parts = zip(self.pre, self.of(self.pre), strict=True)
+        own = sum(part.weight * method.hard_weight() for part, method in parts if part.hard)
+        return super().hard_weight() + own
 
     def part_loss(
         self, part: Part, student: Captured, teacher: Captured, ctx: LossContext, again: bool

@@ -13,6 +13,7 @@ lacks T^2 (D2), sums over masked rows are divided by all rows of the micro-batch
 choices take part (D6).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from config import Compat, DistillArgs, RunArgs
 from distill.context import LossContext, Predictions
-from distill.losses import kl, mse, soft_cross_entropy
+from distill.lazy_logits import Logits, Planned
+from distill.losses import kl, mse, soft_cross_entropy, squared_rows
 from distill.rows import Rows, masked_rows
+from distill.vocab_rows import SoftRows
 from mpu.layout import Layout
 
 MSE, KL, CE = "mse", "kl", "ce"
@@ -80,6 +83,22 @@ class SoftLabels:
             terms[f"{self.stage}_hard"] = given.hard_loss * self.args.distill_hard_rate
         return terms
 
+    def planned(
+        self, student: Logits, context: LossContext, weight: float = 1.0
+    ) -> Iterator[Planned]:
+        """The soft term over a vocabulary, as `terms` will ask for it; times this weight."""
+        rows = self.rows(context)
+        known = rows is None or any(rows is each for each in context.rows.values())
+        if not (self.soft and known):
+            return
+        weight *= self.args.distill_soft_rate
+        if self.kind == MSE:
+            yield Planned(squared_rows(student), rows, weight)
+            return
+        temperature = self.args.distill_temperature
+        squared = 1 if self.kind == CE and "D2" in self.compat else temperature**2
+        yield Planned(SoftRows(temperature, self.kind == CE), rows, weight * squared)
+
     def _soft(self, given: Predictions, context: LossContext) -> Tensor:
         student, teacher = given.student, given.teacher
         assert teacher is not None, "soft labels need the teacher's logits"
@@ -90,7 +109,7 @@ class SoftLabels:
             "keep_batch": context.keep_batch,
         }
         if self.kind == MSE:
-            return mse(student, teacher * given.teacher_weight, **options)
+            return mse(student, teacher, teacher_weight=given.teacher_weight, **options)
         temperature = self.args.distill_temperature
         if self.kind == KL:
             return kl(student, teacher, temperature=temperature, **options)

@@ -7,7 +7,7 @@ With --forward_repeat_num=k all of it is done k more times on the same micro-bat
 the losses are added; with --ignore_first_backward_gard that of the first pass is left out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ from distill.capture import Captured, Hook, Point, merge_hooks, to_hook
 from distill.combiner import chosen_combiner
 from distill.comparison import Comparison, StudentPass, row_losses
 from distill.context import Clock, LossContext, TrainState
+from distill.lazy_forward import find_lazy, forward_lazily, is_large
+from distill.lazy_logits import Logits
 from distill.random_data import RandomData
 from distill.registry import METHODS
 from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
@@ -82,6 +84,10 @@ class DistillStep:
         self.comparison: Comparison | None = None
         if self.method is not None and self.teachers:
             self.comparison = Comparison(self.method, self.teachers, task, run)
+        own = type(task).hard_rows_term is not Task.hard_rows_term
+        language_model = task.head.kind == "lm" and task.vocab_parallel and own
+        lazy = self.comparison is None or self.comparison.takes_lazy_logits
+        self._glm = find_lazy(student.module) if language_model and lazy else None
         if state.method:
             self.method.load_method_state(state.method)
         if state.combiner:
@@ -114,10 +120,11 @@ class DistillStep:
         if self.comparison is None:
             hard_rows = self._hard_rows(batch, self._masks(batch), counts)
             batch = batch.to(self.student.device)
-            options = self._output_rows(hard_rows)
-            outputs = self.student(*self.task.inputs(batch), **options)
-            losses = row_losses(self.task, _logits(outputs), batch, hard_rows)
-            return StepOutput(hard_rows.mean(losses))
+            lazy = self._lazy(batch)
+            options = {} if lazy else self._output_rows(hard_rows)
+            with self.student.autocast():
+                logits = self._forward(self.task.inputs(batch), options, lazy=lazy)
+            return StepOutput(hard_rows.mean(row_losses(self.task, logits, batch, hard_rows)))
         flags, losses, terms = self.run.distill, [], {}
         for repeat in range(1 + flags.forward_repeat_num):
             output = self._pass(batch, counts, self._clock(micro_step, repeat))
@@ -154,8 +161,10 @@ class DistillStep:
         gradient_points = method.gradient_points() if clock.repeat == 0 and again else []
         student, raw = self._student_pass(batch, rows, hard_rows, clock, gradient_points)
         terms: dict[str, Tensor | float] = method.take_terms()  # of hooks and edits
-        terms[f"Train/hard_loss{student.suffix}"] = student.hard_loss.detach()
+        name = f"Train/hard_loss{student.suffix}"
+        terms[name] = 0.0  # first in the log; known when a teacher's logits are
         loss = self.comparison(student, terms)
+        terms[name] = student.hard_loss.detach()
         if self._analysis.wanted(clock):
             mask = rows["tokens"].mask
             found = self._analysis(self.student, self.teachers, student.inputs, mask)
@@ -178,28 +187,51 @@ class DistillStep:
         hook = merge_hooks(method.get_student_hook(), points)
         models = [teacher.module for teacher in self.teachers]
         hook_op = method.get_student_hook_op(teacher_models=models)
-        options = self._output_rows(hard_rows) if self.comparison.needs_targets_only else {}
+        lazy = not gradient_points and self._lazy(batch)
+        targets_only = self.comparison.needs_targets_only and not lazy
+        options = self._output_rows(hard_rows) if targets_only else {}
         raw: list[Tensor] = []
         # The engine would take the backward pass of a gradient for the step's own.
-        model = self.student.module if gradient_points else self.student
+        alone = bool(gradient_points)
         with self.student.autocast():
-            outputs = _forward(model, inputs, hook, hook_op, raw, options)
-        logits = _logits(outputs)
-        losses = row_losses(self.task, logits, batch, hard_rows)
+            logits = self._forward(inputs, options, hook, hook_op, raw, lazy=lazy, alone=alone)
         student = StudentPass(
+            task=self.task,
             batch=batch,
             inputs=inputs,
             logits=logits,
             hook=hook,
             captured=in_fp32(raw),
             hard_rows=hard_rows,
-            hard_loss=hard_rows.mean(losses),
-            hard_losses=hard_rows.mean(losses, keep_batch=True),
             context=self._context(batch, rows),
             clock=clock,
-            options=options,
+            options={"lazy_logits": True} if lazy else options,
         )
         return student, raw
+
+    def _forward(
+        self,
+        inputs: Sequence[Tensor],
+        options: Mapping[str, Tensor],
+        hook: Hook | None = None,
+        hook_op: Hook | None = None,
+        captured: list[Tensor] | None = None,
+        *,
+        lazy: bool = False,
+        alone: bool = False,
+    ) -> Tensor | Logits:
+        """The student's logits; `alone`: of the module without its engine."""
+        model = self.student.module if alone else self.student
+        captured = [] if captured is None else captured
+        if lazy:
+            return forward_lazily(model, self._glm, inputs, hook, captured, hook_op)
+        edits = {"hook_op": hook_op} if hook_op else {}
+        outputs = hook_model(hook or None, captured, model, *inputs, **edits, **options)
+        return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    def _lazy(self, batch: Batch) -> bool:
+        """Whether the logits of this batch are never to be whole: they need not, and are many."""
+        return self._glm is not None and is_large(self._glm, batch.tokens)
 
     def _hand_gradients(self, loss: Tensor, points: Sequence[Point], captured: Captured) -> None:
         """The gradient of the first pass's loss at the method's points; nothing accumulates it."""
@@ -304,20 +336,3 @@ def check_method(method: GLMStudent, head: HeadSpec, run: RunArgs) -> None:
             f"{name}: no loss is on, so nothing would be learned; add --distill_{stage}_soft or "
             f"--distill_{stage}_hard, with --distill_soft_rate or --distill_hard_rate above 0"
         )
-
-
-def _forward(
-    model: Callable[..., object],
-    inputs: Sequence[Tensor],
-    hook: Hook,
-    hook_op: Hook,
-    captured: list[Tensor],
-    options: Mapping[str, Tensor],
-) -> object:
-    """Call with hooks only where there are some."""
-    edits = {"hook_op": hook_op} if hook_op else {}
-    return hook_model(hook or None, captured, model, *inputs, **edits, **options)
-
-
-def _logits(outputs: object) -> Tensor:
-    return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -19,9 +19,12 @@ import mpu
 from config import ArgGroup, NoArgs, RunArgs
 from distill.capture import Captured, Hook, Point, logits, merge_hooks, to_hook
 from distill.context import Clock, LossContext, Predictions, Terms
-from distill.losses import kl, mse
+from distill.lazy_logits import Logits, Planned
+from distill.losses import kl, mse, squared_rows
 from distill.registry import METHODS
+from distill.rows import Rows
 from distill.soft_labels import SoftLabels
+from distill.vocab_rows import SoftRows
 from model.build import HeadSpec
 from model.keys import rename_keys
 from tasks.base import TaskShape
@@ -39,6 +42,9 @@ class GLMStudent(nn.Module):
 
     Args: ClassVar[type[ArgGroup]] = NoArgs  # the method's group of flags
     as_captured: ClassVar[bool] = False  # needs captures as they are, not as a combiner projects
+    # Said by a class whose own `pre_loss`, `inter_loss` or `prediction_terms` does with a
+    # vocabulary's logits only what `Logits` can, too; without it they are given as tensors.
+    lazy_logits: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -104,13 +110,49 @@ class GLMStudent(nn.Module):
     def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """{"soft", "hard"} of the prediction layer: [] or, ctx.keep_batch, [b]; 0.0 what is off.
 
-        `pre_loss` is the sum of all values; ctx has layout and rows of the logits.
+        `pre_loss` is the sum of all values; ctx has layout and rows of the logits, which are not
+        computed yet (`Logits`) only for a class that says `lazy_logits`.
         """
         terms, stage = self.soft_labels.terms(given, ctx), self.soft_labels.stage
         if self.show_pre:
             for name, value in terms.items():
                 self.add_summary(f"pre_loss/{name}", value)
         return {part: terms.get(f"{stage}_{part}", 0.0) for part in ("soft", "hard")}
+
+    def planned(self, student: Logits, ctx: LossContext) -> Iterator[Planned]:
+        """Losses over the vocabulary that will be asked for against teacher ctx.t_no.
+
+        They are then computed together. What is missing here is computed alone, what is in vain
+        costs time; no number depends on it.
+        """
+        yield from self.planned_predictions(student, ctx)
+        yield from self.planned_layers(student, ctx)
+
+    def planned_predictions(self, student: Logits, ctx: LossContext) -> Iterator[Planned]:
+        """Those of `prediction_terms`."""
+        weights = self.prediction_weights()
+        if weights is not None:
+            yield from self.soft_labels.planned(student, ctx, weights[0])
+
+    def planned_layers(self, student: Logits, ctx: LossContext) -> Iterator[Planned]:
+        """Those of `inter_loss`."""
+        flags = self.args.distill
+        if flags.distill_logits_parallel:
+            squared, t = flags.distill_logit_mse, flags.distill_temperature
+            term = squared_rows(student) if squared else SoftRows(t)
+            yield Planned(term, self._logit_rows(ctx), 1.0 if squared else t**2)
+
+    def prediction_weights(self) -> tuple[float, float] | None:
+        """What `prediction_terms` multiplies soft and hard labels with; None: hard to say."""
+        plain = type(self).prediction_terms is GLMStudent.prediction_terms
+        return (1.0, 1.0) if plain else None
+
+    def hard_weight(self) -> float:
+        """Of the hard loss in the loss of the step, if `prediction_weights` are known; else 0."""
+        weights, labels = self.prediction_weights(), self.soft_labels
+        if weights is None or not labels.hard:
+            return 0.0
+        return weights[1] * labels.args.distill_hard_rate
 
     # Time, chance and memory.
 
@@ -234,6 +276,15 @@ class GLMStudent(nn.Module):
         own = type(self).pre_loss is not GLMStudent.pre_loss
         return not own and self.soft_labels.targets_only
 
+    def takes_lazy_logits(self) -> bool:
+        """Whether every class that could look into logits says that it does not; so of parts."""
+        for method in (m for m in self.modules() if isinstance(m, GLMStudent)):
+            for name in ("pre_loss", "inter_loss", "prediction_terms"):
+                scopes = (vars(each) for each in (method, *type(method).__mro__))
+                if not next(s for s in scopes if name in s).get("lazy_logits", False):
+                    return False
+        return True
+
     @classmethod
     def changes_pre_loss(cls) -> bool:
         """Whether the loss of the prediction layer is not the base class's alone."""
@@ -257,13 +308,17 @@ class GLMStudent(nn.Module):
         flags = self.args.distill
         if not flags.distill_logits_parallel:
             return
-        rows = ctx.first_rows("tokens" if flags.distill_logit_mask_pad else "all", "tokens")
-        pair = student[logits()], teacher[logits()]
+        pair = student.lazily(logits()), teacher.lazily(logits())
+        rows = self._logit_rows(ctx)
         options = {"layout": logits().layout, "rows": rows, "keep_batch": ctx.keep_batch}
         if flags.distill_logit_mse:
             yield name, mse(*pair, **options)
         else:
             yield name, kl(*pair, temperature=flags.distill_temperature, **options)
+
+    def _logit_rows(self, ctx: LossContext) -> Rows | None:
+        padding = not self.args.distill.distill_logit_mask_pad
+        return ctx.first_rows("all" if padding else "tokens", "tokens")
 
 
 def build_student(

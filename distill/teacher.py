@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from config import ConfigError, RunArgs
 from config.notes import warn
 from distill.capture import Hook
+from distill.lazy_forward import find_lazy, forward_lazily
+from distill.lazy_logits import Logits
 from distill.offload import Offloaded, Slot
 from model.build import add_head, build_model
 from mpu import hook_model
@@ -24,7 +26,7 @@ IN_FILE = "student.teacher_model_{}."  # and in checkpoints
 class TeacherOutput:
     """What a teacher gives for one micro-batch, in fp32; with gradient only if it is trained."""
 
-    logits: Tensor | None  # as the student's; None: --mt_disable_operation
+    logits: Tensor | Logits | None  # as the student's; None: --mt_disable_operation
     captured: list[Tensor]  # the hook's leaves point into it
 
 
@@ -55,16 +57,24 @@ class Teacher:
         hook: Hook | None = None,
         hook_op: Hook | None = None,
         output_rows: Tensor | None = None,
+        *,
+        lazy_logits: bool = False,
     ) -> TeacherOutput:
         """One forward. The leaves of `hook` become indices into the captured tensors, in place.
 
-        `output_rows`: as in `GLMModel.forward`.
+        `output_rows`: as in `GLMModel.forward`. `lazy_logits`: see `distill.lazy_forward`.
         """
         options: dict[str, Any] = {"hook_op": hook_op} if hook_op else {}
         if output_rows is not None:
             options["output_rows"] = output_rows
         captured: list[Tensor] = []
         with self._ready(inputs[0].device.type):
+            if lazy_logits:
+                glm, away = find_lazy(self.module), self._offloaded is not None
+                logits = forward_lazily(
+                    self.module, glm, inputs, hook, captured, hook_op, keep_table=away
+                )
+                return TeacherOutput(logits, in_fp32(captured))
             outputs = hook_model(hook or None, captured, self.module, *inputs, **options)
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             return TeacherOutput(logits.float(), in_fp32(captured))
@@ -89,7 +99,7 @@ class Teacher:
 
 def in_fp32(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Floating-point tensors in fp32, others as they are: what losses are computed on."""
-    return [t.float() if t.is_floating_point() else t for t in tensors]
+    return [t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors]
 
 
 def build_teachers(

@@ -5,6 +5,8 @@ checkpoints.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +36,22 @@ class VocabularyOutput(nn.Module):
         super().__init__()
         self._parts = (words, vocab_map)  # hidden from nn.Module: they belong to the input layer
 
-    def forward(self, states: Tensor, columns: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        states: Tensor,
+        columns: Tensor | None = None,
+        use: Callable[[Tensor, Tensor], Any] | None = None,
+    ) -> Any:
         """[..., h], replicated -> [..., v/p]; the gradient of states is summed over the ranks.
 
-        `columns` int64 [k]: of these entries only, [..., k/p].
+        `columns` int64 [k]: of these entries only, [..., k/p]. Instead of logits, what `use` makes
+        of states [..., h] and the rank's weight [v/p, h], whose product they would be.
         """
         output = self.output()
-        return (output if columns is None else output.of(columns)).logits(states)
+        output = output if columns is None else output.of(columns)
+        if use is None:
+            return output.logits(states)
+        return use(mpu.copy_to_model_parallel_region(states), output.shard())
 
     def output(self) -> VocabOutput:
         """The product's description: this rank's rows, and which of them the logits use."""
@@ -163,13 +174,16 @@ class GLMModel(nn.Module):
 
     def _logits(self, hidden: Tensor, rows: Tensor | None, recorder: Recorder) -> Tensor:
         """[b, s, h] -> [b, s, v/p] or [r, v/p]; v instead of v/p when gathered."""
-        all_positions = recorder.wants("logits_parallel")
-        if not all_positions:
+        if not recorder.wants_any("vocabulary_input", "logits_parallel"):
             hidden = _pick(hidden, rows)
-        logits = self.vocabulary(self.decompress_emb_mlp(hidden))
-        if all_positions:
-            recorder.add("logits_parallel", logits)
-            logits = _pick(logits, rows)
+            rows = None
+        states = self.decompress_emb_mlp(hidden)
+        recorder.add("vocabulary_input", states)
+        if not recorder.wants("logits_parallel"):
+            states, rows = _pick(states, rows), None
+        logits = self.vocabulary(states)
+        recorder.add("logits_parallel", logits)
+        logits = _pick(logits, rows)
         return logits if self.parallel_output else mpu.gather_from_model_parallel_region(logits)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_utils.batch import Batch
 from model.build import HeadSpec
+from mpu.row_losses import RowLoss
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Task(ABC):
     @abstractmethod
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Loss against the labels, un-reduced: [b, s] or [b]."""
+
+    def hard_rows_term(self, batch: Batch) -> RowLoss | None:
+        """`hard_loss` as a term over the vocabulary, row b * s + i for position i of sample b.
+
+        None: it is none, and needs the logits whole.
+        """
+        return None
 
     @abstractmethod
     def row_masks(self, batch: Batch) -> dict[str, Tensor]:

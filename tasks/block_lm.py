@@ -9,6 +9,7 @@ import mpu
 from data_utils.batch import Batch
 from data_utils.block import KINDS
 from model.build import HeadSpec
+from mpu.row_losses import HardRows
 from tasks.base import Task, as_float, token_mask, weighted
 
 
@@ -35,6 +36,10 @@ class BlockLM(Task):
     def hard_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """[b, s, v/p] -> [b, s], nats. All-reduces over the model-parallel group."""
         return mpu.vocab_parallel_cross_entropy(logits, batch.labels, self.label_smoothing)
+
+    def hard_rows_term(self, batch: Batch) -> HardRows:
+        """The same, of logits that never exist whole."""
+        return HardRows(batch.labels.flatten())
 
     def row_masks(self, batch: Batch) -> dict[str, Tensor]:
         """`targets` [b, s]: the loss mask. `tokens` [b, s]: everything but padding."""

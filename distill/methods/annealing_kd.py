@@ -49,6 +49,7 @@ class AnnealingKD(GLMStudent):
     """See the module."""
 
     Args = AnnealingKDArgs
+    lazy_logits = True
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterator[str]:

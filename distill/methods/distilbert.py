@@ -67,6 +67,7 @@ class DistilBERT(GLMStudent):
 
     Args = DistilBERTArgs
     as_captured = True
+    lazy_logits = True
 
     def add_parts(self) -> None:
         """Labels of its own, and LayerNorms if asked for."""
@@ -129,3 +130,7 @@ class DistilBERT(GLMStudent):
             if self.show_pre and kind in terms:
                 self.add_summary(f"pre_loss/{name}", terms[kind])
         return {"soft": terms.get("pt_soft", 0.0), "hard": terms.get("pt_hard", 0.0)}
+
+    def prediction_weights(self) -> tuple[float, float]:
+        """The alphas are the labels' own rates."""
+        return 1.0, 1.0

@@ -32,9 +32,12 @@ from torch import Tensor
 from config import ArgGroup, ConfigError, flag
 from distill.capture import Captured, Point, logits
 from distill.context import LossContext
-from distill.losses import excess, floored, kl, mse, top_n_columns, whole_width
+from distill.lazy_logits import Logits, Planned
+from distill.losses import kl, mse, squared_rows, whole_width
 from distill.registry import register
 from distill.student import GLMStudent
+from distill.top_n import TopN, planned_top_n, top_n_losses
+from distill.vocab_rows import SoftRows
 
 LAYOUT = logits().layout
 
@@ -87,38 +90,46 @@ class GLMD(GLMStudent):
         if flags.logitsdistil_wo_inter:
             return
         rows = ctx.first_rows(*self._row_names())
-        s, t = student[logits()], teacher[logits()]
-        if rows is not None:
-            s, t = rows.pick(s), rows.pick(t)
-        columns = None
-        if flags.logitsdistil_top_n is not None:
-            n = self._top_n(whole_width(t, LAYOUT))
-            if flags.logitsdistil_teacher_min:
-                t = floored(t, n, LAYOUT)
-            else:
-                columns = top_n_columns(t, n, LAYOUT)
-                above, count = excess(
-                    s,
-                    columns,
-                    layout=LAYOUT,
-                    rows=rows,
-                    pooled="D3" in self.args.compat,
-                    keep_batch=ctx.keep_batch,
-                )
+        s, t = student.lazily(logits()), teacher.lazily(logits())
+        options = {"rows": rows, "keep_batch": ctx.keep_batch}
+        top = self._top(s)
+        if top is None and flags.logitsdistil_mse:
+            yield "logits_parallel", mse(s, t, layout=LAYOUT, **options)
+        elif top is None:
+            temperature = self.args.distill.distill_temperature
+            yield "logits_parallel", kl(s, t, layout=LAYOUT, temperature=temperature, **options)
+        else:
+            pooled = "D3" in self.args.compat
+            above, count, divergence = top_n_losses(s, t, top, pooled=pooled, **options)
+            if above is not None:
                 yield "s_logits_threshold", above
                 self.add_summary("inter_loss/s_logits_threshold_count_nonzero", count)
-        options = {"layout": LAYOUT, "rows": rows, "columns": columns, "keep_batch": ctx.keep_batch}
-        if flags.logitsdistil_mse:
-            yield "logits_parallel", mse(s, t, **options)
+            yield "logits_parallel", divergence
+
+    def planned_layers(self, student: Logits, ctx: LossContext) -> Iterator[Planned]:
+        """The base class's, and those of `layer_losses`."""
+        yield from super().planned_layers(student, ctx)
+        if self.args.method.logitsdistil_wo_inter:
+            return
+        rows, top = ctx.first_rows(*self._row_names()), self._top(student)
+        temperature = self.args.distill.distill_temperature
+        if top is not None:
+            yield from planned_top_n(top, rows, pooled="D3" in self.args.compat)
+        elif self.args.method.logitsdistil_mse:
+            yield Planned(squared_rows(student), rows, 1.0)
         else:
-            temperature = self.args.distill.distill_temperature
-            yield "logits_parallel", kl(s, t, temperature=temperature, **options)
+            yield Planned(SoftRows(temperature), rows, temperature**2)
+
+    def _top(self, student: Tensor | Logits) -> TopN | None:
+        flags = self.args.method
+        n, width = flags.logitsdistil_top_n, whole_width(student, LAYOUT)
+        if n is None:
+            return None
+        temperature = None if flags.logitsdistil_mse else self.args.distill.distill_temperature
+        n = min(width, max(1, int(n if n >= 1 else n * width)))
+        return TopN(n, temperature, floor=flags.logitsdistil_teacher_min)
 
     def _row_names(self) -> tuple[str, ...]:
         if self.args.method.logitsdistil_mask_a:
             return "targets", "answers"
         return ("tokens",) if self.args.method.logitsdistil_mask_pad else ("all", "tokens")
-
-    def _top_n(self, width: int) -> int:
-        n = self.args.method.logitsdistil_top_n
-        return min(width, max(1, int(n if n >= 1 else n * width)))

@@ -61,6 +61,7 @@ class PKD(GLMStudent):
     """See the module."""
 
     Args = PKDArgs
+    lazy_logits = True
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterator[str]:
@@ -104,3 +105,7 @@ class PKD(GLMStudent):
         alpha = self.args.method.pkd_alpha
         terms = super().prediction_terms(given, ctx)
         return {"soft": alpha * terms["soft"], "hard": (1 - alpha) * terms["hard"]}
+
+    def prediction_weights(self) -> tuple[float, float]:
+        """alpha and 1 - alpha."""
+        return self.args.method.pkd_alpha, 1 - self.args.method.pkd_alpha

@@ -1,0 +1,79 @@
+"""A language model's forward that stops before the vocabulary: its logits come as `Logits`.
+
+The model is asked for the states before the product with the table (`vocabulary_input`), which
+leave it as captures do, and for logits of no position. Where a method captures the logits it finds
+the same `Logits`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import mpu
+from distill.lazy_logits import FEW, Logits
+from model.glm import GLMModel
+from mpu import hook_model
+
+STATES, LOGITS = "vocabulary_input", "logits_parallel"  # names in the hook tree
+
+
+def find_lazy(module: nn.Module) -> GLMModel | None:
+    """The GLM in a module whose logits may come lazily: sharded, over its whole table."""
+    glm = next((m for m in module.modules() if isinstance(m, GLMModel)), None)
+    fits = glm is not None and glm.parallel_output and glm.output_predict
+    return glm if fits and glm.vocab_map is None else None
+
+
+def is_large(glm: GLMModel, ids: Tensor) -> bool:
+    """Whether the rank's logits of these ids [b, s] are more than a product should make whole."""
+    return ids.numel() * _width(glm) > FEW
+
+
+def forward_lazily(
+    call: Callable[..., Any],
+    glm: GLMModel,
+    inputs: Sequence[Tensor],
+    hook: dict[Any, Any] | None,
+    captured: list[Any],
+    hook_op: dict[Any, Any] | None = None,
+    *,
+    keep_table: bool = False,
+) -> Logits:
+    """As `hook_model`, of a language model `call` around `glm`: returns its logits.
+
+    To be called in the autocast that the forward runs in. `keep_table`: copy the table, where the
+    model's own will not be there when losses are computed.
+    """
+    hook = {} if hook is None else hook
+    asked = {name: below for name, below in hook.items() if name != LOGITS} | {STATES: None}
+    options = {"hook_op": hook_op} if hook_op else {}
+    nothing = torch.empty(0, dtype=torch.long, device=inputs[0].device)
+    hook_model(asked, captured, call, *inputs, output_rows=nothing, **options)
+    place = asked.pop(STATES)
+    states, device = captured[place], inputs[0].device.type
+    half = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if half else states.dtype
+    output = _Copied(glm.vocabulary.output().shard()) if keep_table else glm.vocabulary
+    logits = captured[place] = Logits(states, output, _width(glm), dtype)
+    asked |= {LOGITS: place} if LOGITS in hook else {}
+    hook.update(asked)
+    return logits
+
+
+def _width(glm: GLMModel) -> int:
+    """Entries v/p of the rank's logits."""
+    return mpu.divide(glm.word_embeddings.num_embeddings, mpu.get_model_parallel_world_size())
+
+
+class _Copied:
+    """An output layer of a table's copy, without gradient."""
+
+    def __init__(self, table: Tensor):
+        self.table = table.detach().clone()
+
+    def __call__(
+        self, states: Tensor, use: Callable[[Tensor, Tensor], Any] = torch.nn.functional.linear
+    ) -> Any:
+        return use(states, self.table)

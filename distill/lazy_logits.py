@@ -1,0 +1,169 @@
+"""Vocabulary logits that nobody has computed: losses compute them, a chunk of rows at a time.
+
+    z [b, s, v/p] = x W^T      x [b, s, h] the states before the product, W [v/p, h] the table
+
+A method compares two `Logits` by the same functions as two tensors (`distill.losses`). Each such
+loss is then one pass over the rows that count (`mpu.row_losses`), which computes z anew; so losses
+that are known beforehand are computed together, in one pass: `prepare`. Whoever needs the numbers
+themselves takes `dense()`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.rows import Rows
+from mpu import get_model_parallel_world_size
+from mpu.row_losses import RowLoss, Side, row_losses
+
+# Fewer logits than this are computed whole: in one product, which costs less (elements, 16 MB).
+FEW = 1 << 22
+
+Output = Callable[..., Any]  # as `model.glm.VocabularyOutput.forward`
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A loss that will be asked for."""
+
+    term: RowLoss
+    rows: Rows | None  # those it is a mean over; None: all
+    weight: float  # of its mean in the loss of the step; 0: it may be any, or gives no gradient
+
+
+class Logits:
+    """See the module. `states` carry the gradient; `output` makes logits of them."""
+
+    def __init__(self, states: Tensor, output: Output, width: int, dtype: torch.dtype):
+        """`width`: the rank's entries v/p. `dtype`: what the product is computed in."""
+        self.states, self.output, self.width, self.dtype = states, output, width, dtype
+        self._dense: Tensor | None = None
+        # Key -> values, and what the key names by `id`, so that nothing else gets that number.
+        self._ready: dict[tuple[Any, ...], tuple[Tensor, object]] = {}
+
+    @property
+    def whole_width(self) -> int:
+        """v, of all ranks."""
+        return self.width * get_model_parallel_world_size()
+
+    def dense(self) -> Tensor:
+        """The logits themselves, [b, s, v/p], with gradient. Computed once."""
+        if self._dense is None:
+            with self._precision():
+                self._dense = self.output(self.states)
+        return self._dense
+
+    def rows(
+        self,
+        term: RowLoss,
+        teacher: "Logits | None" = None,
+        rows: Rows | None = None,
+        *,
+        weight: float = 1.0,
+    ) -> Tensor:
+        """The term's value of each row, [b, s] fp32: 0 on masked rows.
+
+        What `prepare` made, if it was planned; else computed alone, each time (nothing is kept, so
+        that a recomputation in the backward pass does what the forward did).
+        """
+        key = _key(term, teacher, rows)
+        if key in self._ready:
+            return self._ready[key][0]
+        return self._together([Planned(term, rows, weight)], teacher)[0]
+
+    def has(self, term: RowLoss, rows: Rows | None) -> bool:
+        """Whether a term without a teacher has been prepared."""
+        return _key(term, None, rows) in self._ready
+
+    def prepare(self, planned: Sequence[Planned], teacher: "Logits | None" = None) -> None:
+        """Compute these losses, with this teacher or none, in one pass over their rows."""
+        plans: dict[tuple[Any, ...], Planned] = {}
+        for plan in planned:
+            key = _key(plan.term, None if plan.term.teacher is None else teacher, plan.rows)
+            weight = plans[key].weight if key in plans else 0.0
+            plans[key] = replace(plan, weight=weight + plan.weight)
+        if plans:
+            values = self._together(list(plans.values()), teacher)
+            for (key, plan), value in zip(plans.items(), values, strict=True):
+                self._ready[key] = value, (teacher, plan.rows)
+
+    def _together(self, planned: Sequence[Planned], teacher: "Logits | None") -> list[Tensor]:
+        """Values [b, s] of each, in one pass."""
+        number = self.states[..., 0].numel()
+        places = _places([plan.rows for plan in planned], number)
+        states = self._picked(places)
+        terms = [p.term if places is None else p.term.at(places) for p in planned]
+        expected = [_expected(plan, places, number, states.device) for plan in planned]
+        found = self._run(terms, states, teacher, places, expected)
+        if places is not None:
+            found = tuple(x.new_zeros(number).index_copy(0, places, x) for x in found)
+        return [x.view(self.states.shape[:-1]) for x in found]
+
+    def _run(
+        self,
+        terms: Sequence[RowLoss],
+        states: Tensor,
+        teacher: "Logits | None",
+        places: Tensor | None,
+        expected: Sequence[Tensor | None],
+    ) -> tuple[Tensor, ...]:
+        """Inside both models' output layers, where the tables are whole."""
+        if teacher is None:
+            return self.output(states, use=lambda x, w: row_losses(terms, Side(x, w), (), expected))
+        with torch.no_grad():
+            others = teacher._picked(places)
+
+        def with_teacher(other: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+            sides = [Side(other.detach(), table.detach())]
+            return self.output(
+                states, use=lambda x, w: row_losses(terms, Side(x, w), sides, expected)
+            )
+
+        return teacher.output(others, use=with_teacher)
+
+    def _picked(self, places: Tensor | None) -> Tensor:
+        """States of these rows, [n, h], in the precision of the product."""
+        states = self.states.flatten(0, -2)
+        states = states if places is None else states.index_select(0, places)
+        return states.to(self.dtype)
+
+    def _precision(self) -> torch.autocast:
+        device = self.states.device.type
+        half = self.dtype is not torch.float32 and self.states.dtype is torch.float32
+        return torch.autocast(device, self.dtype, enabled=half)
+
+
+def dense(logits: "Tensor | Logits | None") -> Tensor | None:
+    """Numbers, whatever it was."""
+    return logits.dense() if isinstance(logits, Logits) else logits
+
+
+def _key(term: RowLoss, teacher: Logits | None, rows: Rows | None) -> tuple[Any, ...]:
+    return term, id(teacher), id(rows)
+
+
+def _places(rows: Sequence[Rows | None], number: int) -> Tensor | None:
+    """[n] places of the rows that any of them counts, of so many; None: all."""
+    if any(r is None for r in rows):
+        return None
+    first = rows[0]
+    if all(r is first for r in rows) and first.index is not None:
+        return first.index
+    counts = sum(r.mask.flatten() for r in rows)
+    places = counts.nonzero().squeeze(1)
+    return None if len(places) == number else places
+
+
+def _expected(
+    plan: Planned, places: Tensor | None, number: int, device: torch.device
+) -> Tensor | None:
+    """Weights [n] of a plan's row values in the loss of the step, up to a common factor."""
+    if plan.weight == 0.0:
+        return None
+    if plan.rows is None:
+        return torch.full((number,), plan.weight / number, device=device)
+    weights = plan.rows.mask.flatten() * (plan.weight / plan.rows.total)
+    return weights if places is None else weights.index_select(0, places)
