@@ -22,22 +22,28 @@ Vocabulary logits may also be `distill.lazy_logits.Logits` of both sides, for `m
 """
 
 import math
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from distill.divergence import NOWHERE, soft_rows, soft_rows_by_autograd
-from distill.lazy_logits import Logits
+from distill.divergence import soft_rows, soft_rows_by_autograd
+from distill.lazy_logits import Logits as Logits
+from distill.lazy_logits import Planned as Planned
 from distill.rows import Rows
-from distill.vocab_rows import SoftRows, SquaredRows
+from distill.top_n import LAYOUT as LOGITS
+from distill.top_n import TopDivergence, TopExcess, excess_rows
+from distill.top_n import TopN as TopN
+from distill.top_n import floored as floored
+from distill.top_n import top_n_columns as top_n_columns
+from distill.top_n import whole_width as whole_width
+from distill.vocab_rows import OtherRows, SquaredRows
+from distill.vocab_rows import SoftRows as SoftRows
 from mpu import (
     gather_from_model_parallel_region,
     get_model_parallel_world_size,
-    max_across,
-    sum_across_model_parallel_region,
 )
 from mpu.layout import Layout
-from mpu.softmax import mean_over_shards, sum_last, top_k_threshold
+from mpu.softmax import mean_over_shards, sum_last
 
 FEW = 1024  # elements that autograd may keep some copies of
 EPS = 1e-12  # added to squared norms, as in the seed: a row of zeros has cosine 0
@@ -161,27 +167,6 @@ def squared_rows(student: Logits, teacher_weight: float = 1.0) -> SquaredRows:
     return SquaredRows(float(teacher_weight), width=student.whole_width)
 
 
-def whole_width(x: Tensor | Logits, layout: Layout) -> int:
-    """Length of the whole last dim: v of [..., v/p]."""
-    if isinstance(x, Logits):
-        return x.whole_width
-    shards = get_model_parallel_world_size() if layout is Layout.SHARD_LAST else 1
-    return x.size(-1) * shards
-
-
-def top_n_columns(teacher: Tensor, n: int, layout: Layout) -> Tensor:
-    """[..., v/p] -> True on the n largest of the whole last dim, and on ties with the last one."""
-    return teacher >= top_k_threshold(teacher, n, layout)
-
-
-def floored(teacher: Tensor, n: int, layout: Layout) -> Tensor:
-    """[..., v/p] -> the same, but what is below the n largest becomes the row's minimum."""
-    lowest = teacher.detach().amin(-1, keepdim=True)
-    if layout is Layout.SHARD_LAST:
-        lowest = -max_across(-lowest)
-    return torch.where(top_n_columns(teacher, n, layout), teacher, lowest)
-
-
 def excess(
     student: Tensor,
     columns: Tensor,
@@ -205,14 +190,6 @@ def excess(
     return excess_mean(sums, counts, heads, rows=rows, pooled=pooled, keep_batch=keep_batch)
 
 
-def excess_rows(student: Tensor, columns: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Sum over the entries that exceed, and how many there are: [..., v/p] -> [...] twice."""
-    student = student.float()
-    theta = _smallest(student, columns, layout)
-    above = torch.where(columns, 0.0, student - theta).clamp(min=0)
-    return sum_last(above, layout), sum_last(above.detach() > 0, layout)
-
-
 def excess_mean(
     sums: Tensor,
     counts: Tensor,
@@ -232,18 +209,64 @@ def excess_mean(
     return mean * divisor / number.clamp(min=1), number
 
 
-def _smallest(student: Tensor, columns: Tensor, layout: Layout) -> Tensor:
-    """Minimum over the columns of the whole last dim, with gradient: [..., v/p] -> [..., 1].
+def top_n_losses(
+    student: Tensor | Logits,
+    teacher: Tensor | Logits,
+    top: TopN,
+    *,
+    rows: Rows | None,
+    pooled: bool,
+    keep_batch: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """(excess, how many entries exceed, divergence): [] or [b], [], [] or [b]; with a floor None,
 
-    SHARD_LAST: the owner's value, replicated by a sum forward and backward, since each rank then
-    compares its own entries with it.
-    """
-    local = torch.where(columns, student, -NOWHERE).amin(-1, keepdim=True)
-    if layout is not Layout.SHARD_LAST:
-        return local
-    mine = (local.detach() == -max_across(-local.detach())).float()
-    owners = sum_across_model_parallel_region(mine)
-    return sum_across_model_parallel_region(local.where(mine.bool(), 0.0) / owners)
+    None, divergence. `pooled`: see `losses.excess`."""
+    if isinstance(student, Logits):
+        return _of_lazy(student, teacher, top, rows, pooled, keep_batch)
+    if rows is not None:
+        student, teacher = rows.pick(student), rows.pick(teacher)
+    above, count, columns = None, None, None
+    if top.floor:
+        teacher = floored(teacher, top.n, LOGITS)
+    else:
+        columns = top_n_columns(teacher, top.n, LOGITS)
+        above, count = excess(
+            student, columns, layout=LOGITS, rows=rows, pooled=pooled, keep_batch=keep_batch
+        )
+    options = {"layout": LOGITS, "rows": rows, "columns": columns, "keep_batch": keep_batch}
+    if top.temperature is None:
+        return above, count, mse(student, teacher, **options)
+    return above, count, kl(student, teacher, temperature=top.temperature, **options)
+
+
+def planned_top_n(top: TopN, rows: Rows | None, *, pooled: bool) -> Iterator[Planned]:
+    """The terms that `top_n_losses` will ask lazy logits for."""
+    yield Planned(OtherRows(TopDivergence(top)), rows, top.squared)
+    if not top.floor:
+        # Pooled, its weight depends on how many exceed.
+        yield Planned(_excess(top, pooled), rows, 0.0 if pooled else 1.0)
+        yield Planned(OtherRows(TopExcess(top.n, "number")), rows, 0.0)
+
+
+def _excess(top: TopN, pooled: bool) -> OtherRows:
+    return OtherRows(TopExcess(top.n, "sum" if pooled else "mean"))
+
+
+def _of_lazy(
+    student: Logits, teacher: Logits, top: TopN, rows: Rows | None, pooled: bool, keep_batch: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    weight = float(not keep_batch)
+    divergence = student.rows(OtherRows(TopDivergence(top)), teacher, rows, weight=weight)
+    divergence = mean_of_rows(divergence, rows, keep_batch) * top.squared
+    if top.floor:
+        return None, None, divergence
+    values = student.rows(_excess(top, pooled), teacher, rows, weight=weight)
+    counts = student.rows(OtherRows(TopExcess(top.n, "number")), teacher, rows, weight=0.0).detach()
+    if pooled:
+        above, count = excess_mean(values, counts, rows=rows, pooled=True, keep_batch=keep_batch)
+        return above, count, divergence
+    count = counts.sum() if rows is None else rows.mean(counts) * rows.total
+    return mean_of_rows(values, rows, keep_batch), count, divergence
 
 
 def _pick(rows: Rows | None, *tensors: Tensor | None) -> list[Tensor | None]:

@@ -1,36 +1,67 @@
-"""Losses over the teacher's n largest logits of a row, C: GLMD's top-n, of logits whole or lazy.
+"""The n largest logits of a row: which they are, and the terms over them of lazy logits (GLMD).
 
-    divergence    KL (or squared error) over C
-    excess        mean over {j not in C: z_j > m} of z_j - m,    m = min over C of z
+    columns C     the teacher's n largest of the whole last dim, and ties with the last one
+    floor         the teacher's other logits at the row's minimum
+    excess        over {j not in C: z_j > m} of z_j - m,    m = min over C of z
 
-or, with a floor, the divergence over all entries, the teacher's outside C at the row's minimum.
-Of lazy logits the same functions see a chunk of rows at a time, and autograd gives the gradient.
+Of lazy logits the terms see a chunk of rows at a time, and autograd gives the gradient.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from distill.divergence import soft_rows_by_autograd
-from distill.lazy_logits import Logits, Planned
-from distill.losses import (
-    excess,
-    excess_mean,
-    excess_rows,
-    floored,
-    kl,
-    mean_of_rows,
-    mse,
-    top_n_columns,
-    whole_width,
-)
-from distill.rows import Rows
-from distill.vocab_rows import OtherRows
+from distill.divergence import NOWHERE, soft_rows_by_autograd
+from distill.lazy_logits import Logits
+from mpu import get_model_parallel_world_size, max_across, sum_across_model_parallel_region
 from mpu.layout import Layout
-from mpu.softmax import sum_last
+from mpu.softmax import sum_last, top_k_threshold
 
-LAYOUT = Layout.SHARD_LAST
+LAYOUT = Layout.SHARD_LAST  # of a language model's logits
+
+
+def whole_width(x: Tensor | Logits, layout: Layout) -> int:
+    """Length of the whole last dim: v of [..., v/p]."""
+    if isinstance(x, Logits):
+        return x.whole_width
+    shards = get_model_parallel_world_size() if layout is Layout.SHARD_LAST else 1
+    return x.size(-1) * shards
+
+
+def top_n_columns(teacher: Tensor, n: int, layout: Layout) -> Tensor:
+    """[..., v/p] -> True on the n largest of the whole last dim, and on ties with the last one."""
+    return teacher >= top_k_threshold(teacher, n, layout)
+
+
+def floored(teacher: Tensor, n: int, layout: Layout) -> Tensor:
+    """[..., v/p] -> the same, but what is below the n largest becomes the row's minimum."""
+    lowest = teacher.detach().amin(-1, keepdim=True)
+    if layout is Layout.SHARD_LAST:
+        lowest = -max_across(-lowest)
+    return torch.where(top_n_columns(teacher, n, layout), teacher, lowest)
+
+
+def excess_rows(student: Tensor, columns: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Sum over the entries that exceed, and how many there are: [..., v/p] -> [...] twice."""
+    student = student.float()
+    theta = _smallest(student, columns, layout)
+    above = torch.where(columns, 0.0, student - theta).clamp(min=0)
+    return sum_last(above, layout), sum_last(above.detach() > 0, layout)
+
+
+def _smallest(student: Tensor, columns: Tensor, layout: Layout) -> Tensor:
+    """Minimum over the columns of the whole last dim, with gradient: [..., v/p] -> [..., 1].
+
+    SHARD_LAST: the owner's value, replicated by a sum forward and backward, since each rank then
+    compares its own entries with it.
+    """
+    local = torch.where(columns, student, -NOWHERE).amin(-1, keepdim=True)
+    if layout is not Layout.SHARD_LAST:
+        return local
+    mine = (local.detach() == -max_across(-local.detach())).float()
+    owners = sum_across_model_parallel_region(mine)
+    return sum_across_model_parallel_region(local.where(mine.bool(), 0.0) / owners)
 
 
 @dataclass(frozen=True)
@@ -48,7 +79,7 @@ class TopN:
 
 
 @dataclass(frozen=True)
-class _Divergence:
+class TopDivergence:
     """[r, v/p] twice -> [r], without T^2."""
 
     top: TopN
@@ -68,7 +99,7 @@ class _Divergence:
 
 
 @dataclass(frozen=True)
-class _Excess:
+class TopExcess:
     """[r, v/p] twice -> [r]: the mean, the sum or the number of what exceeds."""
 
     n: int
@@ -79,63 +110,3 @@ class _Excess:
         if self.kind == "mean":
             return sums / counts.clamp(min=1)
         return sums if self.kind == "sum" else counts
-
-
-def top_n_losses(
-    student: Tensor | Logits,
-    teacher: Tensor | Logits,
-    top: TopN,
-    *,
-    rows: Rows | None,
-    pooled: bool,
-    keep_batch: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """(excess, how many entries exceed, divergence): [] or [b], [], [] or [b]; with a floor None,
-
-    None, divergence. `pooled`: see `losses.excess`."""
-    if isinstance(student, Logits):
-        return _of_lazy(student, teacher, top, rows, pooled, keep_batch)
-    if rows is not None:
-        student, teacher = rows.pick(student), rows.pick(teacher)
-    above, count, columns = None, None, None
-    if top.floor:
-        teacher = floored(teacher, top.n, LAYOUT)
-    else:
-        columns = top_n_columns(teacher, top.n, LAYOUT)
-        above, count = excess(
-            student, columns, layout=LAYOUT, rows=rows, pooled=pooled, keep_batch=keep_batch
-        )
-    options = {"layout": LAYOUT, "rows": rows, "columns": columns, "keep_batch": keep_batch}
-    if top.temperature is None:
-        return above, count, mse(student, teacher, **options)
-    return above, count, kl(student, teacher, temperature=top.temperature, **options)
-
-
-def planned_top_n(top: TopN, rows: Rows | None, *, pooled: bool) -> Iterator[Planned]:
-    """The terms that `top_n_losses` will ask lazy logits for."""
-    yield Planned(OtherRows(_Divergence(top)), rows, top.squared)
-    if not top.floor:
-        # Pooled, its weight depends on how many exceed.
-        yield Planned(_excess(top, pooled), rows, 0.0 if pooled else 1.0)
-        yield Planned(OtherRows(_Excess(top.n, "number")), rows, 0.0)
-
-
-def _excess(top: TopN, pooled: bool) -> OtherRows:
-    return OtherRows(_Excess(top.n, "sum" if pooled else "mean"))
-
-
-def _of_lazy(
-    student: Logits, teacher: Logits, top: TopN, rows: Rows | None, pooled: bool, keep_batch: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    weight = float(not keep_batch)
-    divergence = student.rows(OtherRows(_Divergence(top)), teacher, rows, weight=weight)
-    divergence = mean_of_rows(divergence, rows, keep_batch) * top.squared
-    if top.floor:
-        return None, None, divergence
-    values = student.rows(_excess(top, pooled), teacher, rows, weight=weight)
-    counts = student.rows(OtherRows(_Excess(top.n, "number")), teacher, rows, weight=0.0).detach()
-    if pooled:
-        above, count = excess_mean(values, counts, rows=rows, pooled=True, keep_batch=keep_batch)
-        return above, count, divergence
-    count = counts.sum() if rows is None else rows.mean(counts) * rows.total
-    return mean_of_rows(values, rows, keep_batch), count, divergence

@@ -212,6 +212,7 @@ class _RowLosses(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, job: _Job, *expected: Tensor | None
     ) -> tuple[Tensor, ...]:
+        """Values, and the gradient of what is expected."""
         ctx.set_materialize_grads(False)
         values, ctx.made = job.run(hidden, weight, expected, ctx.needs_input_grad[1])
         ctx.save_for_backward(hidden, weight)

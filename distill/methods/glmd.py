@@ -32,12 +32,20 @@ from torch import Tensor
 from config import ArgGroup, ConfigError, flag
 from distill.capture import Captured, Point, logits
 from distill.context import LossContext
-from distill.lazy_logits import Logits, Planned
-from distill.losses import kl, mse, squared_rows, whole_width
+from distill.losses import (
+    Logits,
+    Planned,
+    SoftRows,
+    TopN,
+    kl,
+    mse,
+    planned_top_n,
+    squared_rows,
+    top_n_losses,
+    whole_width,
+)
 from distill.registry import register
 from distill.student import GLMStudent
-from distill.top_n import TopN, planned_top_n, top_n_losses
-from distill.vocab_rows import SoftRows
 
 LAYOUT = logits().layout
 

@@ -16,8 +16,9 @@ import mpu
 import mpu.row_losses
 from distill import losses
 from distill.lazy_logits import Logits, Planned
+from distill.losses import planned_top_n, top_n_losses
 from distill.rows import Rows
-from distill.top_n import TopN, planned_top_n, top_n_losses
+from distill.top_n import TopN
 from distill.vocab_rows import SoftRows, SquaredRows
 from mpu.layout import Layout
 from mpu.row_losses import HardRows
