@@ -117,8 +117,8 @@ class Record:
         return labels.index(spelled)
 
     def idx(self) -> Any:
-        """The field `idx`, as a number where it is one; the line's number from 0 without it."""
-        value = self.values.get("idx", self.line - 1)
+        """The field `idx` (or `id`), as a number where it is one; the line's from 0 without it."""
+        value = self.values.get("idx", self.values.get("id", self.line - 1))
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 

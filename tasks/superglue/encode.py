@@ -57,6 +57,7 @@ class Layout:
     segment_length: int = 0  # answers are cut in so many tokens, each part a row; 0: whole
     prompt_tokens: int = 0  # continuous prompts in the slots of the pattern
     prefix_tokens: int = 0  # and before it
+    pattern: str = "the pattern"  # in messages
     w14: bool = False  # the seed: answers belong to the first mask id, even one in the user's own
     # text; a classifier's row is cut at its end, where the second text may be lost
 
@@ -277,8 +278,13 @@ class _Encoder:
         """Parts A and B as ids; prompts are dealt out to the slots, the first get one more."""
         parts = [row.a, row.b or ()]
         slots = sum(isinstance(part, Prompt) for side in parts for part in side)
-        left = self.layout.prompt_tokens if slots else 0
-        share, number = math.ceil(left / slots) if slots else 0, 0
+        left, number = self.layout.prompt_tokens, 0
+        if left and not slots:
+            raise ConfigError(
+                f"--num-prompt-tokens={left}: {self.layout.pattern} has no slots for them; give "
+                "--prefix-prompt instead"
+            )
+        share = math.ceil(left / max(1, slots))
         sides: list[list[Piece]] = [[], []]
         if self.layout.prefix_tokens:
             number = self.layout.prefix_tokens

@@ -50,6 +50,7 @@ class Splits:
             segment_length=options.segment_length if self.multi_token else 0,
             prompt_tokens=options.prompt_tokens,
             prefix_tokens=options.prefix_tokens,
+            pattern=f"pattern {self.pvp.pattern_id} of {self.pvp.name}",
             w14=options.w14,
         )
 

@@ -57,6 +57,18 @@ def test_single_token_scores_are_logits_at_the_separator(take_softmax):
     assert mems == []
 
 
+def test_an_answer_s_score_is_the_sum_of_its_parts():
+    _, head = lm_and_head(MULTI)
+    batch = toy_cloze_batch(2, choices=5)
+    segments = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]]).expand(2, 2, 5).clone().float()
+    segments[1, 1, 4] = 0  # a row that only fills
+    rows = head(*multi_inputs(batch))[0]
+    scores = head(*multi_inputs(batch), segments)[0]
+    assert_close(scores[:, 0], rows[:, 0] + rows[:, 1])
+    assert_close(scores[0, 1], rows[0, 2:].sum())
+    assert_close(scores[1, 1], rows[1, 2] + rows[1, 3])
+
+
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0])
 def test_multi_token_scores_sum_log_probabilities(penalty):
     lm, head = lm_and_head(HeadSpec("multi_token", length_penalty=penalty))

@@ -1,5 +1,31 @@
 """One file a task family. Importing this folder registers them all."""
 
-from tasks.superglue.pvp import boolq, copa, multirc, nli, record, sst2, wic, wsc
+from tasks.superglue.pvp import (
+    boolq,
+    clue,
+    copa,
+    glue,
+    multirc,
+    nli,
+    race,
+    record,
+    sst2,
+    topics,
+    wic,
+    wsc,
+)
 
-__all__ = ["boolq", "copa", "multirc", "nli", "record", "sst2", "wic", "wsc"]
+__all__ = [
+    "boolq",
+    "clue",
+    "copa",
+    "glue",
+    "multirc",
+    "nli",
+    "race",
+    "record",
+    "sst2",
+    "topics",
+    "wic",
+    "wsc",
+]

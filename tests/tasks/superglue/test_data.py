@@ -1,5 +1,7 @@
 """Reading task files, and what a message says of a wrong one."""
 
+import json
+
 import pytest
 
 from tasks.superglue.data import find_split, read_records
@@ -149,3 +151,44 @@ def test_copa_trains_on_mirrored_examples_too(tmp_path):
     assert task.dataset("train").guids == ["train-0", "train-1", "train-0m", "train-1m"]
     assert task.dataset("train").labels.tolist() == [0, 0, 1, 1]
     assert task.dataset("val").guids == ["dev-0", "dev-1"]
+
+
+def test_empty_texts_and_labels_of_another_kind_say_what_to_do(tmp_path):
+    write_lines(tmp_path / "train.jsonl", [SST2[0], {"sentence": "  ", "label": 1}])
+    with pytest.raises(ValueError, match=r"line 2: field 'sentence' is empty; .*mend the line, or"):
+        task_of("sst2", tmp_path).dataset("train")
+
+
+def test_bad_lines_are_skipped_and_reported(tmp_path, caplog):
+    lines = [json.dumps(SST2[0]), "{torn", json.dumps({"sentence": "", "label": 1})]
+    lines += ['{"sentence": "x", "label": 7}', json.dumps(SST2[1])]
+    data = "\n".join(lines).encode() + b'\n{"sentence": "caf\xe9", "label": 1}\n'
+    (tmp_path / "train.jsonl").write_bytes(data)
+    task = task_of("sst2", tmp_path, skip_bad_lines=True)
+    assert task.dataset("train").guids == ["train-7", "train-3"]
+    (told,) = (r.getMessage() for r in caplog.records if "skipped" in r.getMessage())
+    assert told.startswith(f"{tmp_path / 'train.jsonl'}: 4 bad lines skipped (--skip-bad-lines)")
+    assert "line 2: not JSON" in told
+    assert told.endswith("and 1 more")
+    write_lines(tmp_path / "train.jsonl", ["{torn"])
+    with pytest.raises(ValueError, match="holds no examples that can be used"):
+        task_of("sst2", tmp_path, skip_bad_lines=True).dataset("train")
+
+
+def test_a_line_of_which_one_part_is_bad_is_skipped_whole(tmp_path):
+    answers = [{"idx": 0, "text": "Yes", "label": 1}, {"idx": 1, "text": "No", "label": 2}]
+    asked = {"idx": 0, "question": "Who?", "answers": answers}
+    bad = {"idx": 0, "passage": {"text": "A.", "questions": [asked]}}
+    good = {"idx": 1, "passage": {"text": "A.", "questions": [asked | {"answers": answers[:1]}]}}
+    write_lines(tmp_path / "train.jsonl", [bad, good])
+    with pytest.raises(
+        ValueError, match=r"field 'passage.questions\[0\].answers\[1\].label' is 2; must be one of"
+    ):
+        task_of("multirc", tmp_path).dataset("train")
+    task = task_of("multirc", tmp_path, skip_bad_lines=True)
+    assert task.dataset("train").guids == ["train-p1-q0-a0"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(SST2[0]).encode())
+    assert task_of("sst2", tmp_path).dataset("train").guids == ["train-7"]
