@@ -46,6 +46,13 @@ class Batch:
             self.sample_ids.shape,
         )
 
+    def real_rows(self) -> Tensor | None:
+        """[b, r] float: 1 on a sample's rows that do not only fill the batch; None if all do not.
+
+        Rows are choices, or parts of their answers.
+        """
+        return self.choice_mask if self.segments is None else self.segments.sum(1)
+
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are set, by name."""
         values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))

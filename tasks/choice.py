@@ -62,11 +62,9 @@ class ChoiceTask(Task):
         Rows of filler choices are 0.
         """
         positions = batch.position_ids.reshape(-1, *batch.position_ids.shape[-2:])
-        rows = batch.weight
-        if batch.segments is not None:
-            rows = (batch.weight[:, None] * batch.segments.sum(1)).reshape(-1)
-        elif batch.choice_mask is not None and batch.tokens.dim() == 3:
-            rows = (batch.weight[:, None] * batch.choice_mask).reshape(-1)
+        rows, real = batch.weight, batch.real_rows()
+        if real is not None and batch.tokens.dim() == 3:
+            rows = (batch.weight[:, None] * real).reshape(-1)
         masks = {
             "samples": batch.weight.float(),
             "tokens": weighted(token_mask(positions), rows),

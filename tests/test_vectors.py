@@ -100,7 +100,12 @@ PARTS = [
     "superglue_encodings/multirc",
     "superglue_encodings/ax-b",
     "superglue_encodings/ax-g",
-    "superglue_encodings/other_glue_patterns/sst2",
+    *(
+        f"superglue_encodings/other_glue_patterns/{name}"
+        for name in ("agnews", "cola", "mnli", "mrpc", "qnli", "qqp", "sst2", "yahoo")
+    ),
+    "superglue_encodings/other_glue_patterns/yelp-full",
+    "superglue_encodings/other_glue_patterns/yelp-polarity",
     "superglue_encodings/tokenizers/bert",
     "superglue_encodings/tokenizers/gpt2",
     "superglue_encodings/tokenizers/bert_--task-mask",

@@ -79,8 +79,8 @@ def count_tokens(batch: Batch) -> int:
         positions = positions.select(-2, 0)
     lengths = (positions > 0).sum(-1) + 1  # the first token has position 0 too
     if lengths.dim() == 2:  # choices
-        real = batch.choice_mask if batch.choice_mask is not None else torch.ones_like(lengths)
-        lengths = (lengths * real).sum(-1)
+        real = batch.real_rows()
+        lengths = (lengths if real is None else lengths * real).sum(-1)
     return int((lengths * (batch.weight > 0)).sum())
 
 

@@ -15,6 +15,7 @@ from data_utils.tokenization import Tokenizer
 from model.build import HeadSpec
 from mpu.layout import Layout
 from mpu.softmax import take_last, top_k_threshold
+from tasks.base import FinetuneTask
 from tasks.block_lm import BlockLM
 from tasks.superglue.dataset import Collator, EncodedDataset
 from tasks.superglue.encode import Sample
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from tasks.superglue.pvp.base import PVP
 
 
-class GenerativeTask(BlockLM):
+class GenerativeTask(BlockLM, FinetuneTask):
     """`dataset(split)` gives samples, `collate` batches: labels [b, s] are the answer's tokens."""
 
     multi_token = True
 
     def __init__(self, pvp: "PVP", tokenizer: Tokenizer):
+        super().__init__()
         self.pvp, self.tokenizer, self.options = pvp, tokenizer, pvp.options
         self.name, self.head = pvp.name, HeadSpec("lm", prompts=prompts_of(pvp.options))
         self.metric_names = pvp.metric_names
