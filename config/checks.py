@@ -10,7 +10,7 @@ from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
 from config.recompute import recomputation_problems
-from config.text_checks import is_seq2seq, text_problems
+from config.text_checks import is_lm, is_seq2seq, text_problems
 from config.zero import zero_problems, zero_without_gpu
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "num_beams": AT_LEAST_ONE,
         "no_repeat_ngram_size": AT_LEAST_ZERO,
         "min_tgt_length": AT_LEAST_ZERO,
+        "temperature": POSITIVE,
+        "top_k": AT_LEAST_ZERO,
+        "top_p": FRACTION,
+        "out_seq_length": AT_LEAST_ONE,
+        "overlapping_eval": AT_LEAST_ONE,
     },
     "distill": {
         "distill_soft_rate": AT_LEAST_ZERO,
@@ -199,7 +204,7 @@ def _data(run: "RunArgs") -> Iterator[str]:
     if run.program == "finetune":
         if run.finetuning.task is None:
             yield "--task: missing; give the name of the task, as --task=SST-2"
-        if run.data.data_dir is None:
+        if run.data.data_dir is None and not is_lm(run):
             yield "--data-dir: missing; give the folder of the task"
         yield from _patterns(run)
         return

@@ -11,7 +11,7 @@ from config.recompute import warn_idle_recomputation
 from config.tasks import FinetuneArgs, is_one_of
 from config.teachers import MultiTeacherArgs
 from config.text import TextArgs
-from config.text_checks import is_seq2seq
+from config.text_checks import is_lm, is_seq2seq
 from config.zero import warn_idle_zero
 
 if TYPE_CHECKING:
@@ -88,6 +88,31 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --compat=W16: a beam always goes on with its likeliest tokens",
     ),
     (
+        ("--temperature", "--top_k", "--top_p", "--out-seq-length"),
+        lambda run: True,
+        "on training; scripts/generate.py draws tokens",
+    ),
+    (
+        ("--overlapping-eval", "--unidirectional"),
+        lambda run: not is_lm(run),
+        "without a task of language modelling",
+    ),
+    (
+        ("--eval-seq-length",),
+        lambda run: run.program == "finetune" and not is_lm(run),
+        "on fine-tuning",
+    ),
+    (
+        ("--overlapping-eval",),
+        lambda run: is_one_of(run.finetuning.task, ("lambda", "lambada")),
+        "on LAMBADA, whose texts have one window",
+    ),
+    (
+        ("--data-dir",),
+        is_lm,
+        "on a task of language modelling, which reads --valid-data",
+    ),
+    (
         ("--seq-length",),
         is_seq2seq,
         "with a sequence-to-sequence task, which has --src-seq-length and --tgt-seq-length",
@@ -95,12 +120,12 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
     (
         ("--cloze-eval", "--pool-token", "--loss-func", "--multi-token", "--pattern-id")
         + ("--adapet", "--fast-decode"),
-        lambda run: is_seq2seq(run),
+        lambda run: is_seq2seq(run) or is_lm(run),
         "on a task whose answers are texts",
     ),
     (
-        ("--valid-data",),
-        lambda run: run.program == "finetune",
+        ("--valid-data", "--text-key"),
+        lambda run: run.program == "finetune" and not is_lm(run),
         "on fine-tuning",
     ),
     (
@@ -172,9 +197,9 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "on pretraining",
     ),
     (
-        ("--train-data", "--test-data", "--split", "--eval-seq-length")
+        ("--train-data", "--test-data", "--split")
         + tuple(flag for flag in BlockLMArgs.flags() if flag not in ("--block-lm", *VOCABULARY))
-        + ("--eval-interval", "--eval-iters", "--num-workers", "--text-key", "--cache-dir")
+        + ("--eval-interval", "--eval-iters", "--num-workers", "--cache-dir")
         + ("--sample-one-document", "--non-sentence-start"),
         lambda run: run.program == "finetune",
         "on fine-tuning",

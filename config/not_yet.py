@@ -25,8 +25,6 @@ _FEATURES = {
     "Transformer-XL (relative positions, memory)": "transformer-xl",
     "BERT models as a baseline": "pretrained-bert",
     "switching to a linear schedule on resume": "switch-linear",
-    "language-model evaluation": "overlapping-eval=32 unidirectional",
-    "drawing tokens": "temperature=1 top_p=0 top_k=0 out-seq-length=256",
     "filtering corpora by language": "filter-english",
     "saved splits of a corpus": "load-splits save-splits save-test-data",
     "multi-task pretraining": (

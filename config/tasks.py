@@ -10,6 +10,8 @@ SEQ2SEQ_TASKS = (
     *("cnn_dm", "cnn_dm_original", "gigaword", "xsum", "customization"),
     *("squad_generation", "squad_v1", "cmrc", "blank", "extraction"),
 )
+#: Language modelling: evaluated only. `lambda` is the seed's spelling of LAMBADA.
+LM_TASKS = ("lambda", "lambada", "wikitext", "language_model")
 
 
 def plain_name(task: str) -> str:

@@ -27,3 +27,17 @@ class TextArgs(ArgGroup):
         False, "beams go on with their likeliest tokens: always so; without it, under W16 only, "
         "with drawn ones",
     )  # fmt: skip
+    temperature: float = flag(1.0, "scripts/generate.py: logits are divided by it")
+    top_k: int = flag(
+        0, "scripts/generate.py: draw from so many likeliest tokens; 0: from all", name="--top_k"
+    )
+    top_p: float = flag(
+        0.0,
+        "scripts/generate.py: draw from the likeliest tokens of this probability together; 0: all",
+        name="--top_p",
+    )
+    out_seq_length: int = flag(256, "scripts/generate.py: longest output of a mask (tokens)")
+    overlapping_eval: int = flag(32, "step from one window to the next (tokens)")
+    unidirectional: bool = flag(
+        False, "the prompt is the first token only, and the rest of it is read causally"
+    )

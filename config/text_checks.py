@@ -1,9 +1,9 @@
-"""Checks of tasks whose answers are texts."""
+"""Checks of tasks whose answers are texts, and of language modelling."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from config.tasks import SEQ2SEQ_TASKS, is_one_of
+from config.tasks import LM_TASKS, SEQ2SEQ_TASKS, is_one_of
 
 if TYPE_CHECKING:
     from config.run import RunArgs
@@ -14,10 +14,17 @@ def is_seq2seq(run: "RunArgs") -> bool:
     return run.program == "finetune" and is_one_of(run.finetuning.task, SEQ2SEQ_TASKS)
 
 
+def is_lm(run: "RunArgs") -> bool:
+    """Whether the run evaluates language modelling."""
+    return run.program == "finetune" and is_one_of(run.finetuning.task, LM_TASKS)
+
+
 def text_problems(run: "RunArgs") -> Iterator[str]:
     """Every problem of the group `text` with the other flags."""
     if is_seq2seq(run):
         yield from _lengths(run)
+    if is_lm(run):
+        yield from _windows(run)
 
 
 def _lengths(run: "RunArgs") -> Iterator[str]:
@@ -36,6 +43,24 @@ def _lengths(run: "RunArgs") -> Iterator[str]:
         yield (
             f"--min-tgt-length={text.min_tgt_length}: must be below "
             f"--tgt-seq-length={text.tgt_seq_length}"
+        )
+
+
+def _windows(run: "RunArgs") -> Iterator[str]:
+    text, task = run.text, run.finetuning.task
+    if run.train.epochs != 0:
+        yield f"--epochs={run.train.epochs}: --task={task} is evaluated only; give --epochs=0"
+    if not run.data.valid_data or len(run.data.valid_data) != 1:
+        yield f"--valid-data: give the one file that --task={task} evaluates"
+    length = run.data.eval_seq_length or run.data.seq_length
+    if run.data.eval_seq_length is not None:
+        if length < 4:
+            yield f"--eval-seq-length={length}: must be at least 4"
+        yield from _too_long(run, "--eval-seq-length", length)
+    if not is_one_of(task, ("lambda", "lambada")) and text.overlapping_eval >= length - 1:
+        yield (
+            f"--overlapping-eval={text.overlapping_eval}: must be below {length - 1}, the "
+            "tokens of a window (--eval-seq-length, else --seq-length, less one)"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mpu
+from config.text import TextArgs
 from data_utils.tokenization import Tokenizer
 from model.cache import KeyValueCache
 from model.embedding import NeighbourWords
@@ -37,6 +38,25 @@ class Decoding:
     top_k: int = 0  # draw from so many likeliest tokens; 0: all
     top_p: float = 0.0  # draw from the likeliest tokens of this probability together; 0: all
     seed: int = 0
+
+    @classmethod
+    def of(cls, text: TextArgs, *, length_penalty: float, seed: int) -> "Decoding":
+        """What the flags of scripts/generate.py ask for: beams, or drawn tokens.
+
+        With one beam a token is drawn; from the likeliest one alone if --top_k=1.
+        """
+        return cls(
+            max_length=text.out_seq_length,
+            min_length=text.min_tgt_length,
+            num_beams=text.num_beams,
+            length_penalty=length_penalty,
+            no_repeat_ngram_size=text.no_repeat_ngram_size,
+            draw=text.num_beams == 1 and text.top_k != 1,
+            temperature=text.temperature,
+            top_k=text.top_k,
+            top_p=text.top_p,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True)

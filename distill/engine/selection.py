@@ -25,7 +25,7 @@ from tasks.base import Task
 
 log = logging.getLogger(__name__)
 
-LOWER_IS_BETTER = frozenset({"loss", "ppl"})
+LOWER_IS_BETTER = frozenset({"loss", "ppl", "adjusted-ppl"})
 
 
 class Selection:

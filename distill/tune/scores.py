@@ -13,7 +13,7 @@ from config import ConfigError
 #: Which metrics speak for an evaluation, the most important first.
 PRIORITY = ("f1a", "f1", "f1-macro", "em", "acc", "accuracy", "EM", "F1", "ppl")
 ROUGE = "rouge-"
-LOWER_IS_BETTER = frozenset({"loss", "ppl"})
+LOWER_IS_BETTER = frozenset({"loss", "ppl", "adjusted-ppl"})
 #: Scores from 0 to 1; the others are in percent already.
 FRACTIONS = frozenset({"f1a", "f1", "f1-macro", "em"})
 
