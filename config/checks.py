@@ -118,6 +118,12 @@ def check_run(run: "RunArgs") -> list[str]:
     return [problem for check in (*checks, text_problems) for problem in check(run)]
 
 
+def check_values(run: "RunArgs") -> list[str]:
+    """Problems of single values, shapes and number formats: for programs that train nothing."""
+    checks = (_finite, _ranges, _shapes, _precision)
+    return [problem for check in checks for problem in check(run)]
+
+
 def _finite(run: "RunArgs") -> Iterator[str]:
     """Numbers that are infinite or NaN, from flags and from DeepSpeed's JSON."""
     groups = {key: getattr(run, key) for key in RANGES} | {"method": run.method}

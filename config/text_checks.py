@@ -27,6 +27,19 @@ def text_problems(run: "RunArgs") -> Iterator[str]:
         yield from _windows(run)
 
 
+def generation_problems(run: "RunArgs") -> Iterator[str]:
+    """What scripts/generate.py needs."""
+    if run.checkpoint.load_pretrained is None:
+        yield "--load-pretrained: missing; give the checkpoint of the model that is to write"
+    text = run.text
+    yield from _too_long(run, "--out-seq-length", text.out_seq_length)
+    if text.min_tgt_length >= text.out_seq_length:
+        yield (
+            f"--min-tgt-length={text.min_tgt_length}: must be below "
+            f"--out-seq-length={text.out_seq_length}"
+        )
+
+
 def _lengths(run: "RunArgs") -> Iterator[str]:
     text, task = run.text, run.finetuning.task
     for flag, given in (

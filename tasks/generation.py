@@ -4,7 +4,8 @@ A blank's piece is `[sop] w1 w2 ... [eop]`. Its tokens have the position of the 
 own order is the block position, 1 for [sop]. What is written sees its context and itself.
 
 All ranks of a model-parallel group call these functions alike and get the same tokens: logits are
-gathered to the whole vocabulary, and draws come from one seed.
+gathered to the whole vocabulary, and draws come from one seed. Under ZeRO-3, where a forward is a
+collective of all replicas, those that are done go on idly until all are.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import mpu
@@ -97,12 +99,33 @@ class Writer:
         `use_cache=False` encodes everything anew for each token: slow, to check the other way. It
         is the only one for models that need whole samples (--ib_word_emb).
         """
+        self.lockstep = dist.is_initialized() and any(
+            hasattr(p, "ds_id") for p in model.parameters()
+        )
         use_cache = use_cache and not any(isinstance(m, NeighbourWords) for m in model.modules())
         self.model, self.symbols, self.block_position = model, symbols, block_position
+        self._device = tokens.device
         self._vocab_map = next((m for m in model.modules() if isinstance(m, VocabMap)), None)
         self._state: _Cached | _Whole = (_Cached if use_cache else _Whole)(
             model, tokens, position_ids, sep
         )
+
+    def fill(self, blanks: Sequence[Sequence[int]], decoding: Decoding) -> list[list[list[int]]]:
+        """Pieces for several blanks a sample, positions [b][k], from left to right."""
+        number = max(map(len, blanks))
+        if self.lockstep:
+            most = torch.tensor(number, device=self._device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            number = int(most)
+        found: list[list[list[int]]] = [[] for _ in blanks]
+        for k in range(number):
+            # A sample with fewer blanks writes its last one again, which nobody reads.
+            positions = [row[min(k, len(row) - 1)] if row else 0 for row in blanks]
+            pieces = self.write(torch.tensor(positions, device=self._device), decoding)
+            for row, own, piece in zip(blanks, found, pieces, strict=True):
+                if k < len(row):
+                    own.append(piece)
+        return found
 
     def write(self, positions: Tensor, decoding: Decoding) -> list[list[int]]:
         """A piece for every sample at the position [b] of its blank: ids without [sop], [eop].
@@ -118,6 +141,7 @@ class Writer:
                 input_ids=start,
                 generation_config=_config(decoding, self.symbols),
                 past_key_values=self._state.cache,
+                synced_gpus=self.lockstep,
             )
         pieces = [self._cut(row) for row in written[:, 1:].tolist()]
         self._append(pieces, positions)

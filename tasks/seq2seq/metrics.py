@@ -54,10 +54,8 @@ def sentences(summary: str) -> list[str]:
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Mean F of ROUGE-1, ROUGE-2, ROUGE-L (summary level). [SEP] parts sentences."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError("ROUGE needs rouge_score: pip install rouge_score") from error
+    from rouge_score.rouge_scorer import RougeScorer
+
     names = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeLsum"}
     scorer = RougeScorer(list(names.values()), use_stemmer=True)
     totals = dict.fromkeys(names, 0.0)
@@ -71,10 +69,8 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """BLEU-4 of the corpus, one reference each, sacrebleu's tokens (13a)."""
-    try:
-        from sacrebleu import corpus_bleu
-    except ImportError as error:
-        raise ImportError("BLEU needs sacrebleu: pip install sacrebleu") from error
+    from sacrebleu import corpus_bleu
+
     return float(corpus_bleu(list(hypotheses), [list(references)]).score)
 
 

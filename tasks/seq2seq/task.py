@@ -4,6 +4,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +40,13 @@ class Options:
     mask_ratio: float = 0.1  # of `blank`
     block_position: bool = True
     skip_bad_lines: bool = False
+
+
+def _check_installed(name: str) -> None:
+    """ConfigError before any work without the libraries that write and score texts."""
+    missing = [x for x in ("transformers", "rouge_score", "sacrebleu") if find_spec(x) is None]
+    if missing:
+        raise ConfigError(f"--task={name}: needs pip install {' '.join(missing)}")
 
 
 @dataclass
@@ -88,6 +96,7 @@ class Seq2SeqTask(BlockLM, FinetuneTask):
         text: TextArgs,
     ) -> "Seq2SeqTask":
         """The task of the command line. ConfigError for a metric that it has not."""
+        _check_installed(name)
         wanted = finetuning.validation_metric
         if wanted is not None and wanted not in cls.metric_names:
             raise ConfigError(
@@ -162,15 +171,8 @@ class Seq2SeqTask(BlockLM, FinetuneTask):
             pieces = writer.write(batch.position_ids[:, 0, width], self.options.decoding)
             return [self.text_of(piece) for piece in pieces]
         blanks = self._blanks(batch.tokens[:, :width])
-        found: list[list[str]] = [[] for _ in blanks]
-        for k in range(max(map(len, blanks))):
-            # A row with fewer blanks writes its last one again, which nobody reads.
-            positions = batch.tokens.new_tensor([row[min(k, len(row) - 1)] for row in blanks])
-            pieces = writer.write(positions, self.options.decoding)
-            for row, texts, piece in zip(blanks, found, pieces, strict=True):
-                if k < len(row):
-                    texts.append(self.text_of(piece))
-        return found
+        found = writer.fill(blanks, self.options.decoding)
+        return [[self.text_of(piece) for piece in row] for row in found]
 
     def text_of(self, piece: Sequence[int]) -> str:
         """Ids as people write them. Scores compare it with a target that went the same way."""
@@ -192,7 +194,7 @@ class Seq2SeqTask(BlockLM, FinetuneTask):
     def _blanks(self, contexts: Tensor) -> list[list[int]]:
         masks = torch.tensor(self.ids.masks, device=contexts.device)
         found = torch.isin(contexts, masks)
-        return [row.nonzero().flatten().tolist() or [0] for row in found]
+        return [row.nonzero().flatten().tolist() for row in found]
 
     def _load(self, split: str) -> Seq2SeqData | None:
         folder = self.options.data_dir
