@@ -66,10 +66,6 @@ def _windows(run: "RunArgs") -> Iterator[str]:
     if not run.data.valid_data or len(run.data.valid_data) != 1:
         yield f"--valid-data: give the one file that --task={task} evaluates"
     length = run.data.eval_seq_length or run.data.seq_length
-    if run.data.eval_seq_length is not None:
-        if length < 4:
-            yield f"--eval-seq-length={length}: must be at least 4"
-        yield from _too_long(run, "--eval-seq-length", length)
     if not is_one_of(task, ("lambda", "lambada")) and text.overlapping_eval >= length - 1:
         yield (
             f"--overlapping-eval={text.overlapping_eval}: must be below {length - 1}, the "
