@@ -13,7 +13,7 @@ The gradient of x is the rank's part: x goes through `copy_to_model_parallel_reg
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -257,15 +257,19 @@ def _common_factor(
 
 @dataclass(frozen=True)
 class HardRows:
-    """Cross entropy of hard labels, in nats: log sum_j exp z_j - z_label."""
+    """Cross entropy of hard labels, in nats: log sum_j exp z_j - z_label.
+
+    With label smoothing e over all v words: log sum_j exp z_j - (1 - e) z_label - e / v sum_j z_j.
+    """
 
     labels: Tensor  # int64 [n], ids of the whole vocabulary
     teacher: int | None = None
     slope: float = 1.0
+    smoothing: float = 0.0  # e
 
     def at(self, places: Tensor) -> "HardRows":
         """With the labels of these rows."""
-        return HardRows(self.labels.index_select(0, places))
+        return replace(self, labels=self.labels.index_select(0, places))
 
     def __call__(
         self,
@@ -284,10 +288,14 @@ class HardRows:
         if weight is not None:
             for block in blocks(z):
                 probs = (z[block] - normaliser[block, None]).exp_()
-                ones = here[block, None].neg()
+                ones = here[block, None] * (self.smoothing - 1)
+                if self.smoothing:
+                    probs -= self.smoothing / (width * ranks)
                 probs.scatter_add_(-1, local[block, None], ones).mul_(weight[block, None])
                 total.add(block, probs)
-        at_label = z.gather(-1, local[:, None]).squeeze(-1) * here
+        at_label = z.gather(-1, local[:, None]).squeeze(-1) * here * (1 - self.smoothing)
+        if self.smoothing:
+            at_label = at_label + z.sum(-1) * (self.smoothing / (width * ranks))
         return normaliser * (rank == 0) - at_label
 
 

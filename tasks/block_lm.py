@@ -39,7 +39,7 @@ class BlockLM(Task):
 
     def hard_rows_term(self, batch: Batch) -> HardRows:
         """The same, of logits that never exist whole."""
-        return HardRows(batch.labels.flatten())
+        return HardRows(batch.labels.flatten(), smoothing=self.label_smoothing)
 
     def row_masks(self, batch: Batch) -> dict[str, Tensor]:
         """`targets` [b, s]: the loss mask. `tokens` [b, s]: everything but padding."""

@@ -26,7 +26,8 @@ from tests.laws.test_losses import TEMPERATURE, TOP_N, Case, dense_rows, make_ro
 from tests.ranks import run_ranks
 
 BATCH, LENGTH, WIDTH, HIDDEN, TEACHER_HIDDEN = 3, 6, 16, 5, 7
-KINDS = ("kl", "soft_cross_entropy", "mse", "hard", "top_n", "top_n_mse", "floored_kl")
+HARD = {"hard": 0.0, "smoothed": 0.1}  # and their label smoothing
+KINDS = ("kl", "soft_cross_entropy", "mse", *HARD, "top_n", "top_n_mse", "floored_kl")
 LAYOUT = Layout.SHARD_LAST
 RATE = 0.3  # of the soft loss beside the hard one
 
@@ -81,12 +82,12 @@ def actual(case: Lazy) -> list[Tensor]:
     other = x["teacher_table"].chunk(size)[rank]
     student = Logits(states, Table(table), WIDTH // size, torch.float32)
     teacher = Logits(x["teacher"], Table(other), WIDTH // size, torch.float32)
-    hard = HardRows(x["labels"].flatten())
+    hard = HardRows(x["labels"].flatten(), smoothing=HARD.get(case.kind, 0.0))
     if case.prepared:
         plans = [*planned(case, rows), Planned(hard, rows, 1.0)]
         student.prepare(plans, teacher)
     loss = losses.mean_of_rows(student.rows(hard, None, rows), rows, case.keep_batch)
-    if case.kind != "hard":
+    if case.kind not in HARD:
         loss = loss + RATE * soft_loss(case, student, teacher, rows)
     weights = torch.arange(1.0, 1.0 + BATCH) if case.keep_batch else torch.tensor(1.0)
     (loss * weights).sum().backward()
@@ -100,7 +101,7 @@ def planned(case: Lazy, rows: Rows | None) -> list[Planned]:
         "kl": [Planned(SoftRows(TEMPERATURE), rows, RATE * square)],
         "soft_cross_entropy": [Planned(SoftRows(TEMPERATURE, True), rows, RATE * square)],
         "mse": [Planned(SquaredRows(0.5, width=WIDTH), rows, RATE)],
-        "hard": [],
+        **{kind: [] for kind in HARD},
     }
     if case.kind in made:
         return made[case.kind]
@@ -129,9 +130,11 @@ def expected(case: Lazy) -> list[Tensor]:
     x = {k: v.double() if v.is_floating_point() else v for k, v in x.items()}
     states, table = x["student"].requires_grad_(), x["student_table"].requires_grad_()
     z, t = states @ table.T, x["teacher"] @ x["teacher_table"].T
-    values = F.cross_entropy(z.flatten(0, 1), x["labels"].flatten(), reduction="none")
+    smoothing = HARD.get(case.kind, 0.0)
+    labels = x["labels"].flatten()
+    values = F.cross_entropy(z.flatten(0, 1), labels, reduction="none", label_smoothing=smoothing)
     values = values.view(BATCH, LENGTH)
-    if case.kind != "hard":
+    if case.kind not in HARD:
         values = values + RATE * dense_soft_rows(case, z, t)
     if rows is not None:
         values = values * rows.mask

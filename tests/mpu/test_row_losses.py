@@ -45,10 +45,13 @@ def made(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Te
     return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), labels, each
 
 
-def expected_of(x: Tensor, weight: Tensor, labels: Tensor, each: Tensor) -> list[Tensor]:
+def expected_of(
+    x: Tensor, weight: Tensor, labels: Tensor, each: Tensor, smoothing: float = 0.0
+) -> list[Tensor]:
     """Row losses and both gradients of their weighted sum."""
     x, weight = (t.detach().double().requires_grad_() for t in (x, weight))
-    rows = F.cross_entropy(x @ weight.T, labels, reduction="none")
+    logits = x @ weight.T
+    rows = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     (rows * each.double()).sum().backward()
     return [rows.detach(), x.grad, weight.grad]
 
@@ -69,6 +72,15 @@ def test_expected_or_not_the_gradient_is_right(factor, backwards):
     (rows * each).sum().backward()
     check(rows, x, weight, expected_of(x, weight, labels, each), 1e-5)
     assert backwards == ([] if factor is None else [True])
+
+
+@pytest.mark.parametrize("hint", [False, True])
+def test_smoothed_labels(hint, backwards):
+    x, weight, labels, each = made()
+    term = HardRows(labels.flip(0), smoothing=0.1).at(torch.arange(ROWS - 1, -1, -1))
+    (rows,) = row_losses([term], Side(x, weight), expected=[each] if hint else [])
+    (rows * each).sum().backward()
+    check(rows, x, weight, expected_of(x, weight, labels, each, smoothing=0.1), 1e-5)
 
 
 def test_other_weights_than_expected_are_computed_again(backwards):
