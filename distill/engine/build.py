@@ -31,6 +31,7 @@ from distill.engine.checkpoint import (
     tag_folder,
 )
 from distill.engine.launch import Runtime, launch
+from distill.engine.resuming import check_resumable, kind_of
 from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open_run_dir
 from distill.engine.trainer import Trainer
 from distill.engine.weights import whole_shape
@@ -81,6 +82,9 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     tokenizer = build_tokenizer(run.tokenizer, run.blocks, run.model.max_position_embeddings)
     check_sources(run, tokenizer.fingerprint)
     check_resumed(run)
+    if run.checkpoint.load is not None:
+        folder = tag_folder(run.checkpoint.load, what="--load")
+        check_resumable(folder, read_config(folder) or {}, kind_of(run))
     return with_commands(with_vocabulary(run, tokenizer), tokenizer), runtime, tokenizer
 
 

@@ -28,6 +28,7 @@ from config.saved import NO_PATH, TRACKER, saved_tokenizer
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.matching import matching
+from distill.engine.resuming import check_resumable
 from distill.engine.shards import Shards, shard_files
 from distill.engine.weights import MODEL_FILE, read_into, write_weights
 from distill.engine.wrap import Engine
@@ -256,7 +257,7 @@ class Checkpoints:
         folder = tag_folder(path, what="--load")
         _check_shards(folder, "--load", path)
         saved = read_config(folder) or {}
-        self._check_resumable(folder, saved, engine)
+        check_resumable(folder, saved, engine.kind)
         self._tell_global_batch(saved)
         client = engine.load(folder)
         state = client.get("train_state")
@@ -264,23 +265,6 @@ class Checkpoints:
             raise ValueError(f"--load={folder}: has weights only; use --load-pretrained={folder}")
         log.info("--load: goes on at iteration %d of %s", state["iteration"], folder)
         return state
-
-    def _check_resumable(self, folder: Path, saved: dict[str, Any], engine: Engine) -> None:
-        hint = f"or start from its weights: --load-pretrained={folder}"
-        if not saved.get("resumable", any(folder.glob("*optim_states.pt"))):
-            raise ValueError(f"--load={folder}: has no optimizer states, cannot be resumed; {hint}")
-        kind = saved.get("engine", engine.kind)
-        if kind != engine.kind:
-            raise ValueError(
-                f"--load={folder}: was written by the engine '{kind}', this run has "
-                f"'{engine.kind}'; use the same flags, {hint}"
-            )
-        ranks, here = saved.get("data_parallel_size"), mpu.get_data_parallel_world_size()
-        if "stage" in kind and not kind.endswith("0") and ranks not in (None, here):
-            raise ValueError(
-                f"--load={folder}: ZeRO's optimizer is cut for {ranks} data-parallel processes, "
-                f"this run has {here}; start {ranks}, {hint}"
-            )
 
     def _tell_global_batch(self, saved: dict[str, Any]) -> None:
         """Where an iteration has other samples than before, the order of the data is another."""
