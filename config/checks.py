@@ -11,6 +11,7 @@ from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
 from config.recompute import recomputation_problems
 from config.text_checks import is_lm, is_seq2seq, text_problems
+from config.vocabulary import map_problems
 from config.zero import zero_problems, zero_without_gpu
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 def check_run(run: "RunArgs") -> list[str]:
     """Every problem that flags alone show: `--flag=value: what is wrong; what would be right`."""
     checks = (_finite, _ranges, _shapes, _length, _data, _precision, _processes, _distillation)
-    return [problem for check in (*checks, text_problems) for problem in check(run)]
+    checks += (text_problems, map_problems)
+    return [problem for check in checks for problem in check(run)]
 
 
 def check_values(run: "RunArgs") -> list[str]:

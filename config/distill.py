@@ -32,6 +32,9 @@ class DistillArgs(ArgGroup):
     distill_logits_parallel: bool = flag(False, "add a loss on the vocabulary logits")
     distill_logit_mask_pad: bool = flag(False, "for it: leave padding out")
     distill_logit_mse: bool = flag(False, "for it: squared error")
+    distill_logit_mask_map: bool = flag(
+        False, "losses on the vocabulary logits: only ids that the student keeps"
+    )
     forward_repeat_num: int = flag(0, "further passes over each micro-batch; their losses add up")
     ignore_first_backward_gard: bool = flag(False, "with it: the first pass's loss is left out")
     distill_random_data: str = flag(
@@ -48,6 +51,20 @@ class DistillArgs(ArgGroup):
     )
     student_init_layers: str | None = flag(
         None, "teacher layers to start from: 0,2,4,... or even, first, last; default: first"
+    )
+    student_build_map_vocab: bool = flag(
+        False, "choose the ids that --map_vocab_size keeps, by a ranking of their frequency"
+    )
+    student_map_vocab_tn: int | None = flag(
+        None, "for it: the teacher whose word vectors choose substitutes (0-based); default: [UNK]"
+    )
+    student_map_vocab_method: str = flag(
+        "decoder",
+        "for it: how alike word vectors are: product, cosine, distance",
+        choices=("decoder", "cosine", "euclidean"),
+    )
+    student_map_vocab_ranking: str | None = flag(
+        None, "for it: the ranking (scripts/count_tokens.py); default: that of the tokenizer's name"
     )
 
     def __post_init__(self) -> None:
@@ -111,10 +128,13 @@ class TeacherArgs(ArgGroup):
     ib_hidden_size: int = flag(1024, "for it: width inside")
     ib_ffn_num: int = flag(1, "for it: MLPs in a layer")
     ib_word_emb: int = flag(0, "inputs from this many entries of three neighbouring words each")
+    map_vocab_size: float = flag(
+        0.0, "ids that it keeps (below 1: this fraction of the vocabulary); 0: all"
+    )
     runs: bool = True  # whether its forward is computed: --mt_disable_operation
 
     def model_args(self, student: ModelArgs) -> ModelArgs:
-        """The teacher's architecture; vocabulary and masks are the student's."""
+        """The teacher's architecture; masks and vocabulary are the student's, logits of all ids."""
         return replace(
             student,
             num_layers=self.num_layers,
@@ -130,4 +150,6 @@ class TeacherArgs(ArgGroup):
             ib_hidden_size=self.ib_hidden_size,
             ib_ffn_num=self.ib_ffn_num,
             ib_word_emb=self.ib_word_emb,
+            map_vocab_size=self.map_vocab_size,
+            unmap_vocab_output=False,
         )

@@ -12,6 +12,7 @@ from config.tasks import FinetuneArgs, is_one_of
 from config.teachers import MultiTeacherArgs
 from config.text import TextArgs
 from config.text_checks import is_lm, is_seq2seq
+from config.vocabulary import warn_idle_map
 from config.zero import warn_idle_zero
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 #: Flags of samples that also decide which tokens there are.
 VOCABULARY = ("--sentinel-token", "--block-mask-prob", "--context-mask-ratio", "--masked-lm")
+BUILDING = ("--student_build_map_vocab", "--student_map_vocab_ranking")
+BUILDING += ("--student_map_vocab_tn", "--student_map_vocab_method")
+#: Of DistillArgs, what a model that is trained alone has too.
+ALONE = ("--student_model", "--compat", "--student_build_map_vocab", "--student_map_vocab_ranking")
 
 #: Flags -> (when they have no effect, why).
 IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
@@ -47,6 +52,26 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         ("--teacher_ib_hidden_size", "--teacher_ib_ffn_num"),
         lambda run: not any(t.inverted_bottleneck_mode for t in run.teachers),
         "without --teacher_inverted_bottleneck_mode",
+    ),
+    (
+        ("--unmap_vocab_output", "--distill_logit_mask_map", *BUILDING),
+        lambda run: not run.model.map_vocab_size,
+        "without --map_vocab_size",
+    ),
+    (
+        BUILDING,
+        lambda run: bool(run.checkpoint.load or run.checkpoint.load_pretrained),
+        "with a checkpoint, whose vocabulary map is used",
+    ),
+    (
+        BUILDING,
+        lambda run: not run.distill.student_build_map_vocab,
+        "without --student_build_map_vocab",
+    ),
+    (
+        ("--student_map_vocab_method",),
+        lambda run: run.distill.student_map_vocab_tn is None,
+        "without --student_map_vocab_tn",
     ),
     (
         ("--lr-decay-ratio",),
@@ -250,7 +275,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "on pretraining",
     ),
     (
-        tuple(f for f in DistillArgs.flags() if f not in ("--student_model", "--compat"))
+        tuple(f for f in DistillArgs.flags() if f not in ALONE)
         + tuple(TeacherArgs.flags())
         + tuple(MultiTeacherArgs.flags()),
         lambda run: run.distill.student_model is None,
@@ -282,6 +307,7 @@ def warn_unused(run: "RunArgs", groups: Iterable[type[ArgGroup]]) -> None:
         chosen = f"--student_model={run.distill.student_model}"
         _tell([flag], f"with {chosen}" + (f" --multi_teacher_model={combiner}" if combiner else ""))
     warn_idle_zero(run)
+    warn_idle_map(run)
     warn_idle_recomputation(run)
 
 

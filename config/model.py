@@ -30,8 +30,14 @@ class ModelArgs(ArgGroup):
     block_position_encoding: bool = (
         True  # False: one row of positions, tables without the extra row
     )
-    map_vocab_size: float = 0.0  # ids that are kept (below 1: this fraction of them); 0: all
-    unmap_vocab_output: bool = False  # with it: logits over the rows of the word table
+    map_vocab_size: float = flag(
+        0.0,
+        "keep only so many ids of the vocabulary (below 1: this fraction of them); 0: all",
+        name="--map_vocab_size",
+    )
+    unmap_vocab_output: bool = flag(
+        False, "with it: logits and labels of kept ids only", name="--unmap_vocab_output"
+    )
     compress_word_emb: int = flag(
         0,
         "width of the word table, projected to h and back as in ALBERT; 0: h",
@@ -57,6 +63,11 @@ class ModelArgs(ArgGroup):
     def table_rows(self) -> int:
         """Rows of the word table: the vocabulary's size, or fewer with vocabulary compression."""
         return mapped_rows(self.map_vocab_size, self.vocab_size)
+
+    @property
+    def logit_size(self) -> int:
+        """Vocabulary logits of a position: of all ids, or of kept ones."""
+        return self.table_rows if self.unmap_vocab_output else self.vocab_size
 
     @property
     def inner_size(self) -> int:
@@ -90,6 +101,12 @@ def shape_problems(group: ArgGroup) -> Iterator[str]:
     positive += ["ib_hidden_size", "ib_ffn_num"] if bottleneck else []
     wrong = [name for name in positive if getattr(group, name) < 1]
     yield from (f"{spelled[name]}: must be positive" for name in wrong)
+    kept = group.map_vocab_size
+    if math.isfinite(kept) and not (0 <= kept < 1 or (kept >= 1 and kept == int(kept))):
+        yield (
+            f"{spelled['map_vocab_size']}: must be a whole number of ids, between 0 and 1 a "
+            "fraction of the vocabulary, or 0 to keep all"
+        )
     for name in ("compress_word_emb", "ib_word_emb"):
         if getattr(group, name) < 0:
             yield f"{spelled[name]}: must not be negative; 0 leaves it out"

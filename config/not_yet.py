@@ -32,12 +32,6 @@ _FEATURES = {
     ),
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
     "other optimizers than AdamW": "optimizer=adam",
-    "vocabulary compression": (
-        "map_vocab_size=0 unmap_vocab_output student_build_map_vocab student_map_vocab_tn "
-        "student_map_vocab_method=decoder distill_logit_mask_map teacher_map_vocab_size=0 "
-        "logitsdistil_teacher_input_ids_map"
-    ),
-    "vocabulary compression of several teachers": "mt_map_vocab_size=",
 }
 
 

@@ -31,6 +31,8 @@ ARCHITECTURE = (
     "ib_hidden_size",
     "ib_ffn_num",
     "ib_word_emb",
+    "map_vocab_size",
+    "unmap_vocab_output",
 )
 
 
@@ -181,6 +183,7 @@ FREE = frozenset(
     + ("data_dir", "cache_dir", "num_workers", "shuffle", "no_lazy_loader", "vocab_size")
     + ("tokenizer_path", "tokenizer_model_type", "load_pretrained", "custom_tmp_result")
     + ("mt_model_load", "mt_load_from_s", "teacher_offload")
+    + ("map_vocab_size",)  # the word table's shape tells
     + tuple("mt_" + f.name for f in fields(TeacherArgs))  # compared teacher by teacher
 )
 COMPARED = (

@@ -28,6 +28,7 @@ class MultiTeacherArgs(ArgGroup):
     mt_ib_ffn_num: str = flag("", "MLPs in a layer, likewise")
     mt_ib_word_emb: str = flag("", "entries of three neighbouring words, likewise")
     mt_compress_word_emb: str = flag("", "widths of the word tables, likewise")
+    mt_map_vocab_size: str = flag("", "ids that are kept, numbers or fractions, likewise")
     mt_fp16: str = flag("", "half precision, 0 or 1 each, likewise")
     mt_bf16: str = flag("", "bfloat16, 0 or 1 each, likewise")
     mt_inverted_bottleneck_mode: str = flag("", "layers of another width inside, 0 or 1, likewise")
@@ -119,7 +120,8 @@ class MultiTeacherArgs(ArgGroup):
         try:
             return {name: kind(word)}
         except ValueError:
-            problems.append(f"{given}: {word!r} must be an integer")
+            wanted = "a number" if kind is float else "an integer"
+            problems.append(f"{given}: {word!r} must be {wanted}")
             return {}
 
     def _with_forwards(self, teachers: list[TeacherArgs], problems: list[str]) -> list[TeacherArgs]:

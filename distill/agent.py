@@ -85,7 +85,7 @@ class Choosing(Combiner):
         if shape.classes:
             self.agent_mt_soft = Adapter(number * shape.classes, number, seed=(*seed, "y"))
         else:
-            words = run.model.vocab_size
+            words = run.model.logit_size
             self.agent_mt_soft = ShardedAgent(number, words, number, seed=(*seed, "y"))
         self._last: dict[str, Tensor] = {}  # what the agent saw and chose a micro-batch ago
 

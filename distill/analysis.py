@@ -27,12 +27,14 @@ from torch import Tensor
 from config import RunArgs
 from config.distill import passes
 from distill import capture, needs
-from distill.capture import Captured, Point, to_hook
+from distill.capture import Captured, Hook, Point, to_hook
 from distill.context import Clock
 from distill.layer_maps import uniform
 from distill.losses import kl, mse, relation
 from distill.rows import Rows, local_rows
+from distill.student import find_student
 from distill.teacher import Teacher, in_fp32
+from distill.vocabulary import Columns
 from model.build import HeadSpec
 from mpu import hook_model
 
@@ -56,6 +58,7 @@ class Analysis:
         self.on = run.distill.distil_analysis_inter
         self.passes = passes(run.distill.distil_analysis_frcn)
         self.every = run.train.log_interval
+        self._mask_map = run.distill.distill_logit_mask_map
         self.num_layers = run.model.num_layers
         self.num_teacher_layers = [teacher.num_layers for teacher in run.teachers]
 
@@ -85,11 +88,16 @@ class Analysis:
         token_mask: Tensor,
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield (term with the teacher's number, []). `token_mask` [b * c, s]: 1 on tokens."""
+        method = find_student(engine.module)
+        assert method is not None, "there are teachers, but no student"
+        columns = Columns(method, None, self._mask_map)
         for t_no, teacher in enumerate(teachers):
             pairs = list(self._pairs(t_no))
-            student = _captured(engine, inputs, [point for _, point, _ in pairs])
+            hook = to_hook([point for _, point, _ in pairs])
+            own = _captured(engine, inputs, hook)
+            student = Captured(hook, columns.of_student(hook, own))
             hook = to_hook([point for _, _, point in pairs])
-            theirs = Captured(hook, teacher(inputs, hook).captured)
+            theirs = Captured(hook, columns.of_teacher(hook, teacher(inputs, hook)).captured)
             rows = local_rows(token_mask, len(token_mask))
             for name, s, t in pairs:
                 if s in student and t in theirs:
@@ -107,9 +115,9 @@ class Analysis:
         yield "logits", capture.logits(), capture.logits()
 
 
-def _captured(engine: "Engine", inputs: Sequence[Tensor], points: list[Point]) -> Captured:
+def _captured(engine: "Engine", inputs: Sequence[Tensor], hook: Hook) -> list[Tensor]:
     """The student's tensors, as it is evaluated: no dropout, no gradient, no wrapper."""
-    module, hook, raw = engine.module, to_hook(points), []
+    module, raw = engine.module, []
     training = module.training
     module.eval()
     try:
@@ -117,7 +125,7 @@ def _captured(engine: "Engine", inputs: Sequence[Tensor], points: list[Point]) -
             hook_model(hook, raw, module, *inputs)
     finally:
         module.train(training)
-    return Captured(hook, in_fp32(raw))
+    return in_fp32(raw)
 
 
 def _compare(

@@ -26,6 +26,7 @@ from distill.rows import Rows
 from distill.student import AFTER, GLMStudent
 from distill.teacher import Teacher, TeacherOutput
 from distill.teachers import build_combiner
+from distill.vocabulary import Columns
 from mpu.row_losses import RowLoss
 from tasks.base import Task
 
@@ -38,6 +39,7 @@ class StudentPass:
 
     task: Task
     batch: Batch
+    own_batch: Batch  # with labels as the student's logits count words
     inputs: tuple[Tensor, ...]
     logits: Tensor | Logits  # [b, s, v/p], [n, v/p] of the rows with a target, or [b, c]
     hook: Hook
@@ -65,7 +67,7 @@ class StudentPass:
     @cached_property
     def _row_losses(self) -> Tensor:
         term = self.hard_term if isinstance(self.logits, Logits) else None
-        return row_losses(self.task, self.logits, self.batch, self.hard_rows, term)
+        return row_losses(self.task, self.logits, self.own_batch, self.hard_rows, term)
 
     @property
     def suffix(self) -> str:
@@ -93,6 +95,7 @@ class Comparison:
 
     def __init__(self, method: GLMStudent, teachers: Sequence[Teacher], task: Task, run: RunArgs):
         self.method, self.teachers, self.task, self.run = method, teachers, task, run
+        self.columns = Columns(method, task, run.distill.distill_logit_mask_map)
         self.combiner = method.multi_teacher_model or build_combiner(run, task.shape)
         needed = any(part.needs_teacher_loss for part in self.combiner.parts)
         if run.multi_teacher.mt_has_loss and not (needed or run.multi_teacher.mt_has_grad):
@@ -151,6 +154,7 @@ class Comparison:
         hard = None
         if output.logits is not None and self._wants_hard(tallies):
             hard = self._hard_losses(output.logits, student)
+        whole, output = output, self.columns.of_teacher(hook, output)
         for tally in tallies:
             if tally.part.compares(t_no):
                 self._compare(t_no, (hook, output), hard, student, tally, terms)
@@ -159,7 +163,7 @@ class Comparison:
                 tally.part.see(t_no, captured, self.task.num_samples(student.batch))
         if not (self.run.multi_teacher.mt_has_grad and self.run.multi_teacher.mt_has_loss):
             return []
-        loss = student.hard_rows.mean(self._row_losses(output.logits, student))
+        loss = student.hard_rows.mean(self._row_losses(whole.logits, student))
         terms[f"teacher_loss/hard_t{t_no}{student.suffix}"] = loss.detach()
         return [loss]
 

@@ -32,7 +32,7 @@ from distill.teacher import Teacher, in_fp32
 from model.build import HeadSpec
 from mpu import hook_model
 from mpu.layout import Layout
-from tasks.base import Task, token_mask, weighted
+from tasks.base import Task, in_model_labels, token_mask, weighted
 
 if TYPE_CHECKING:
     from distill.engine.wrap import Engine
@@ -124,7 +124,8 @@ class DistillStep:
             options = {} if lazy else self._output_rows(hard_rows)
             with self.student.autocast():
                 logits = self._forward(self.task.inputs(batch), options, lazy=lazy)
-            return StepOutput(hard_rows.mean(row_losses(self.task, logits, batch, hard_rows)))
+            losses = row_losses(self.task, logits, self._own(batch), hard_rows)
+            return StepOutput(hard_rows.mean(losses))
         flags, losses, terms = self.run.distill, [], {}
         for repeat in range(1 + flags.forward_repeat_num):
             output = self._pass(batch, counts, self._clock(micro_step, repeat))
@@ -198,10 +199,11 @@ class DistillStep:
         student = StudentPass(
             task=self.task,
             batch=batch,
+            own_batch=self._own(batch),
             inputs=inputs,
             logits=logits,
             hook=hook,
-            captured=in_fp32(raw),
+            captured=self.comparison.columns.of_student(hook, in_fp32(raw)),
             hard_rows=hard_rows,
             context=self._context(batch, rows),
             clock=clock,
@@ -232,6 +234,10 @@ class DistillStep:
     def _lazy(self, batch: Batch) -> bool:
         """Whether the logits of this batch are never to be whole: they need not, and are many."""
         return self._glm is not None and is_large(self._glm, batch.tokens)
+
+    def _own(self, batch: Batch) -> Batch:
+        """The batch with labels as the student's logits count words."""
+        return in_model_labels(self.task, batch, self.student.module)
 
     def _hand_gradients(self, loss: Tensor, points: Sequence[Point], captured: Captured) -> None:
         """The gradient of the first pass's loss at the method's points; nothing accumulates it."""

@@ -27,6 +27,7 @@ from distill.soft_labels import SoftLabels
 from distill.vocab_rows import SoftRows
 from model.build import HeadSpec
 from model.keys import rename_keys
+from model.vocab_map import VocabMap
 from tasks.base import TaskShape
 
 INNER, OWN = "origin_model.", "student."  # in the module tree; in checkpoints
@@ -290,6 +291,23 @@ class GLMStudent(nn.Module):
         """Whether the loss of the prediction layer is not the base class's alone."""
         names = "pre_loss", "prediction_terms"
         return any(getattr(cls, name) is not getattr(GLMStudent, name) for name in names)
+
+    @property
+    def vocab_map(self) -> VocabMap | None:
+        """The GLM's map of a compressed vocabulary."""
+        return getattr(self.origin_model, "vocab_map", None)
+
+    @property
+    def label_map(self) -> VocabMap | None:
+        """That map, where the GLM's logits are over the ids that it keeps."""
+        return getattr(self.origin_model, "label_map", None)
+
+    def substitutes(self) -> Hook:
+        """Edits with which a teacher reads what the student does: no dropped ids."""
+        vocab_map = self.vocab_map
+        if vocab_map is None:
+            return {}
+        return {"input_ids": lambda input_ids: vocab_map.substitutes(input_ids)}
 
     # The loss on the vocabulary's logits that every method can add: --distill_logits_parallel.
 

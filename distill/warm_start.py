@@ -4,7 +4,8 @@ Each tensor of the student takes the leading entries of the teacher's tensor of 
 every dimension; where it is larger its other entries stay as they are. So a narrower student keeps
 the first entries of the residual stream. The fused projection is cut into queries, keys and values,
 and these into heads: the first entries of the first heads, and the output projection's columns
-likewise. Every layer of the student takes a layer of the teacher, by default the one of its number.
+likewise. Every layer of the student takes a layer of the teacher, by default the one of its number,
+and every row of its word table that of its id.
 
 Tensors are cut whole: shards are gathered, cut, and split again, so that the student is the same
 for every model-parallel size.
@@ -24,9 +25,11 @@ import mpu
 from config import ConfigError, RunArgs, TeacherArgs
 from config.model import ModelArgs
 from distill.teacher import Teacher
+from model.vocab_map import PREFIX, VocabMap, vocab_map_of
 
 log = logging.getLogger(__name__)
 
+WORDS = "word_embeddings.weight"
 LAYER = re.compile(r"(transformer\.layers\.)(\d+)(\..+)")
 EVEN, FIRST, LAST = "even", "first", "last"
 
@@ -101,11 +104,26 @@ def warm_start(module: nn.Module, teachers: Sequence[Teacher], run: RunArgs) -> 
     given = teachers[number].module.state_dict(keep_vars=True)
     layers = source_layers(run.distill.student_init_layers, own_layers(run.model), own_layers(args))
     heads = run.model.num_attention_heads, args.num_attention_heads
+    maps = vocab_map_of(module), vocab_map_of(teachers[number].module)
     for name, parameter in module.state_dict(keep_vars=True).items():
         source = _source(name, layers)
-        if source in given:
+        if source not in given or name.startswith(PREFIX):
+            continue
+        if name == WORDS and any(maps):
+            _start_words(parameter, given[source], maps)
+        else:
             _start(name, parameter, given[source], heads if by_head else None)
     log.info("--student_truncate_tn=%d: the student starts from its layers %s", number, layers)
+
+
+def _start_words(own: Tensor, given: Tensor, maps: tuple[VocabMap | None, VocabMap | None]) -> None:
+    """Every row of the student's word table takes that of its id in the teacher's."""
+    student, teacher = maps
+    whole = whole_tensor(given)
+    ids = torch.arange(len(teacher.origin_id_to_target_pos) if teacher else len(whole))
+    ids = ids.to(whole.device) if student is None else student.kept_ids.to(whole.device)
+    rows = ids if teacher is None else teacher(ids)
+    _write(own, cut(whole_tensor(own), whole[rows].to(own)))
 
 
 def _source(name: str, layers: Sequence[int]) -> str | None:
@@ -122,11 +140,15 @@ def _start(name: str, own: Tensor, given: Tensor, heads: tuple[int, int] | None)
     if own.shape == given.shape:
         own.copy_(given)
         return
-    whole, source = _whole(own), _whole(given).to(own)
+    whole, source = whole_tensor(own), whole_tensor(given).to(own)
     shapes = whole.shape, source.shape
     if heads is not None:
         shapes = tuple(by_heads(name, s, n) for s, n in zip(shapes, heads, strict=True))
-    whole = cut(whole.view(shapes[0]), source.view(shapes[1])).view(whole.shape)
+    _write(own, cut(whole.view(shapes[0]), source.view(shapes[1])).view(whole.shape))
+
+
+def _write(own: Tensor, whole: Tensor) -> None:
+    """Put this rank's shard of a whole tensor into the student's."""
     rank, size = mpu.get_model_parallel_rank(), mpu.get_model_parallel_world_size()
     own.copy_(mpu.split(whole, mpu.partition_of(own), rank, size))
 
@@ -149,7 +171,7 @@ def by_heads(name: str, shape: Sequence[int], num_heads: int) -> tuple[int, ...]
     return tuple(shape)
 
 
-def _whole(shard: Tensor) -> Tensor:
+def whole_tensor(shard: Tensor) -> Tensor:
     """The tensor whose shard this rank has. All-gather."""
     partition, size = mpu.partition_of(shard), mpu.get_model_parallel_world_size()
     if partition is None or size == 1:

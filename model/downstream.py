@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.init import linear, normal
 from model.keys import rename_keys
+from model.vocab_map import VocabMap
 from mpu import derive_seed
 
 INIT_STD = 0.02
@@ -28,6 +29,15 @@ class _Head(nn.Module):
         super().__init__()
         self.model = lm
         rename_keys(self, self._to_file, self._to_module)
+
+    @property
+    def label_map(self) -> VocabMap | None:
+        """The map from ids to the lm's logits; None where these are over ids."""
+        return getattr(self.model, "label_map", None)
+
+    def _labels(self, ids: Tensor) -> Tensor:
+        """Ids of words as the lm's logits count them."""
+        return ids if self.label_map is None else self.label_map(ids)
 
     def _to_file(self, name: str) -> str:
         return name.removeprefix("model.")
@@ -62,7 +72,7 @@ class GLMForSingleTokenCloze(_Head):
             self.model, input_ids, position_ids, attention_mask, rows, hook, hook_op
         )
         values = logits.float().log_softmax(-1) if self.take_softmax else logits.float()
-        return _result((values.gather(1, target_ids), logits, *mems), captured, hook)
+        return _result((values.gather(1, self._labels(target_ids)), logits, *mems), captured, hook)
 
 
 class GLMForMultiTokenCloze(_Head):
@@ -100,7 +110,8 @@ class GLMForMultiTokenCloze(_Head):
             hook_op,
         )
         scores = _answer_scores(
-            logits, rows, target_ids, logit_mask, self.length_penalty, self.take_softmax
+            *(logits, rows, self._labels(target_ids), logit_mask),
+            *(self.length_penalty, self.take_softmax),
         )
         if segments is not None:
             scores = (segments * scores[:, None]).sum(-1)
@@ -157,7 +168,8 @@ class GLMForMultiTokenClozeFast(_Head):
             hook_op,
             mems,
         )
-        scores = _answer_scores(logits, rows, dec_target_ids, dec_logit_mask, self.length_penalty)
+        targets = self._labels(dec_target_ids)
+        scores = _answer_scores(logits, rows, targets, dec_logit_mask, self.length_penalty)
         return _result((scores,), captured, hook)
 
 

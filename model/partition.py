@@ -27,6 +27,7 @@ _TABLE: tuple[tuple[str, Partition | None], ...] = (
     (r"transformer\.final_layernorm\.(weight|bias)", None),
     (r"(pool_layer|multichoice_head)\.(weight|bias)", None),
     (r"prompt_spell\..+", None),
+    (r"vocab_map\..+", None),
 )
 
 

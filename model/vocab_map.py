@@ -114,6 +114,11 @@ class VocabMap(nn.Module):
             getattr(self, name).copy_(table)
 
 
+def vocab_map_of(module: nn.Module) -> VocabMap | None:
+    """The map of the first GLM in a stack of heads and wrappers; None where it has all ids."""
+    return next((m for m in module.modules() if isinstance(m, VocabMap)), None)
+
+
 def table_problem(tables: dict[str, Tensor], num_rows: int) -> str | None:
     """What is wrong with the tables of a map to so many rows; None for a good one."""
     rows, kept, ids = (tables[name] for name in TABLES)

@@ -1,5 +1,6 @@
 """Task: all that the training step and the evaluation know about what a model is trained for."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class Task(ABC):
         One forward and `predict`; a task that generates does it here.
         """
         outputs = model(*self.inputs(batch))
-        return self.predict(outputs[0] if isinstance(outputs, tuple) else outputs, batch)
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return self.predict(logits, in_model_labels(self, batch, model))
 
     @abstractmethod
     def predict(self, logits: Tensor, batch: Batch) -> list[Any]:
@@ -105,6 +107,17 @@ class FinetuneTask(Task):
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Batch:
         """Samples -> one micro-batch."""
+
+
+def in_model_labels(task: Task, batch: Batch, module: nn.Module) -> Batch:
+    """The batch as the module's logits count words: with `unmap_vocab_output` by kept ids.
+
+    A dropped word's label is that of its substitute. Choices and classes stay what they are.
+    """
+    label_map = getattr(module, "label_map", None)
+    if label_map is None or not task.vocab_parallel:
+        return batch
+    return dataclasses.replace(batch, labels=label_map(batch.labels))
 
 
 def token_mask(position_ids: Tensor) -> Tensor:

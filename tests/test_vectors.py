@@ -87,6 +87,9 @@ BUILT = [
     "theseus_ft*",
     "truncate_init_*",
     "change_mp*",
+    "map_vocab_build",
+    "glmd_al_map_*",
+    "x_glmd_map*",
 ]
 PARTS = [
     "superglue_encodings/boolq",

@@ -17,6 +17,7 @@ import mpu
 from config import ConfigError, RunArgs
 from config.recompute import recomputation
 from config.saved import changes, run_folder
+from config.vocabulary import builds_map, with_vocabulary
 from data_utils.build_tokenizer import build_tokenizer
 from data_utils.tokenization import Tokenizer
 from distill.context import TrainState
@@ -42,27 +43,13 @@ from distill.prompts import find_glm, freeze_glm, start_prompts
 from distill.step import check_method
 from distill.student import GLMStudent, build_student
 from distill.teacher import Teacher
+from distill.vocabulary import build_map, load_ranking
 from distill.warm_start import check_warm_start, warm_start
 from model.build import add_head, build_model
 from model.transformer import ParallelTransformer
 from tasks.base import Task
 
 log = logging.getLogger(__name__)
-
-
-def with_vocabulary(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
-    """The run with the model's vocabulary set to the tokenizer's, padded.
-
-    ConfigError: the model-parallel size does not divide it.
-    """
-    multiple, ranks = run.model.make_vocab_size_divisible_by, run.parallel.model_parallel_size
-    size = tokenizer.padded_size(multiple)
-    if size % ranks:
-        raise ConfigError(
-            f"--model-parallel-size={ranks}: does not divide the padded vocabulary of {size}; give "
-            f"--make-vocab-size-divisible-by={multiple * ranks} (now {multiple})"
-        )
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=size))
 
 
 def with_commands(run: RunArgs, tokenizer: Tokenizer) -> RunArgs:
@@ -85,14 +72,17 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     if run.checkpoint.load is not None:
         folder = tag_folder(run.checkpoint.load, what="--load")
         check_resumable(folder, read_config(folder) or {}, kind_of(run))
+    if builds_map(run):
+        load_ranking(run, tokenizer)
     return with_commands(with_vocabulary(run, tokenizer), tokenizer), runtime, tokenizer
 
 
 def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> nn.Module:
     """The student (or the GLM alone) under the task's head, with the weights it starts from:
 
-    those of --load-pretrained, and over them those of a teacher, if --student_truncate_tn says so,
-    and in its combiner those of --mt_model_load. Teachers that are trained become a part of it.
+    those of --load-pretrained, or a new vocabulary map; over them those of a teacher, if
+    --student_truncate_tn says so, and in its combiner those of --mt_model_load. Teachers that are
+    trained become a part of it.
     ConfigError: the method cannot work with this head, or has no loss.
     """
     head, seed = task.head, run.train.seed
@@ -107,6 +97,8 @@ def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> 
         check_layout(student, run)
     module = add_head(student, head, run.model, seed=seed)
     own = load_start(run, module)
+    if builds_map(run):
+        build_map(module, teachers, run)
     keep_inputs(module, run)
     warm_start(module, teachers, run)
     if run.finetuning.prompt_init and not own:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mpu
+from distill.engine.saved_maps import misfits
 from distill.engine.shards import Shards
 from distill.engine.weights import whole_shape
 
@@ -30,8 +31,8 @@ def matching(
     file = shards.paths[min(mpu.get_model_parallel_rank(), shards.size - 1)]
     where = f"{what}: {file}" + (f" ({part}*)" if part else "")
     names = _below(part, shards.names, where)
-    problems, found, fresh = [], {}, []
     own = module.state_dict(keep_vars=True)
+    problems, found, fresh = list(misfits(names, shards, own)), {}, []
     for key, value in own.items():
         mine = whole_shape(value)
         if key not in names:

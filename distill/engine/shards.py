@@ -23,6 +23,7 @@ from torch import Tensor
 
 from config.saved import FILE as CONFIG_FILE
 from distill.engine import files
+from distill.engine.saved_maps import with_tables
 from model import partition as table
 from mpu import Partition, pieces
 
@@ -240,7 +241,7 @@ def shard_files(folder: Path, *, what: str = "checkpoint") -> list[Path]:
 def _open(path: Path) -> dict[str, Any]:
     """{"module": tensors, ...}, memory-mapped."""
     if path.suffix != ".safetensors":
-        return files.read_tensors(path)
+        return with_tables(files.read_tensors(path))
     from safetensors import SafetensorError, safe_open
 
     try:

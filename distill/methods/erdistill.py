@@ -44,6 +44,7 @@ from distill.registry import register
 from distill.student import GLMStudent
 from model.build import HeadSpec
 from model.glm import GLMModel
+from model.vocab_map import VocabMap
 
 FIRST_OF_1PLUS = 0.1
 
@@ -132,15 +133,16 @@ class ERDistill(GLMStudent):
             student, teacher = rows.pick(student), rows.pick(teacher)
         pair = (
             _lens(self.origin_model, student),
-            _lens(self._teacher_models[ctx.t_no], teacher),
+            _lens(self._teacher_models[ctx.t_no], teacher, self.label_map),
         )
         compare = mse if self.args.method.erdistill_inter_mse else kl
         return compare(*pair, layout=logits().layout, rows=rows, keep_batch=ctx.keep_batch)
 
 
-def _lens(module: nn.Module, states: Tensor) -> Tensor:
-    """Logits that a model would give for any of its states. [..., h] -> [..., v/p], fp32."""
+def _lens(module: nn.Module, states: Tensor, label_map: VocabMap | None = None) -> Tensor:
+    """Logits of any states of a model, of the ids that `label_map` keeps: [..., v/p], fp32."""
     model = next(m for m in module.modules() if isinstance(m, GLMModel))
     states = states.to(model.word_embeddings.weight.dtype)
     with torch.autocast(states.device.type, enabled=False):
-        return model.vocabulary(model.decompress_emb_mlp(states)).float()
+        columns = None if label_map is None else label_map.kept_ids
+        return model.vocabulary(model.decompress_emb_mlp(states), columns).float()

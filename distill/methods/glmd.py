@@ -13,7 +13,7 @@ entries below those:
     m = min_C z_S
 
 or, with --logitsdistil_teacher_min, sets the teacher's other entries to the row's minimum instead.
-Published as "GLMD-vc": GLMD as in the paper compresses the vocabulary too.
+Published as "GLMD-vc". As in the paper GLMD keeps half of the ids, too (docs/vocabulary.md).
 
 Not as in the seed: padding never counts (there it needs --logitsdistil_mask_pad, and counts in the
 divisor, --compat=D3); the n largest are those of the whole vocabulary for every p; the second term
@@ -23,14 +23,14 @@ exceeds.
 When: student and teacher share a vocabulary and nothing else, and pretraining can be afforded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import ArgGroup, ConfigError, flag
-from distill.capture import Captured, Point, logits
+from distill.capture import Captured, Hook, Point, logits
 from distill.context import LossContext
 from distill.losses import (
     Logits,
@@ -66,6 +66,9 @@ class GLMDArgs(ArgGroup):
         False, "with it: the teacher's other logits become the row's minimum"
     )
     logitsdistil_wo_inter: bool = flag(False, "no logits loss, for the second fine-tuning stage")
+    logitsdistil_teacher_input_ids_map: bool = flag(
+        False, "with a compressed vocabulary: the teacher reads substitutes of dropped ids, too"
+    )
 
     def __post_init__(self) -> None:
         n = self.logitsdistil_top_n
@@ -89,6 +92,10 @@ class GLMD(GLMStudent):
     def teacher_points(self, t_no: int) -> list[Point]:
         """The logits, unless they are left out."""
         return self.student_points()
+
+    def get_teacher_hook_op(self, t_no: int = 0, teacher_models: Sequence[nn.Module] = ()) -> Hook:
+        """The teacher's ids, dropped ones as the student reads them, if asked for."""
+        return self.substitutes() if self.args.method.logitsdistil_teacher_input_ids_map else {}
 
     def layer_losses(
         self, student: Captured, teacher: Captured, ctx: LossContext

@@ -29,6 +29,7 @@ OURS = {
     "--mt_inverted_bottleneck_mode",
     "--mt_cross_layer_parameter_sharing",
     "--teacher_offload",
+    "--student_map_vocab_ranking",
     "--erdistill_inter",  # the seed reads these four and declares none
     "--erdistill_inter_mse",
     "--erdistill_wo_local",

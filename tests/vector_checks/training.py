@@ -31,6 +31,7 @@ from tasks.choice import ChoiceTask
 from tests.ranks import run_ranks
 from tests.vector_checks.choices import use_choices
 from tests.vector_checks.common import Result, read_json, read_tensors
+from tests.vector_checks.model import map_tables
 
 LAUNCH_ONLY = ("--deepspeed", "--distributed-backend", "--model-parallel-size")
 LAUNCH_ONLY += ("--deepspeed_config", "--local_rank")
@@ -279,9 +280,8 @@ def load(module: nn.Module, whole: dict[str, Tensor]) -> nn.Module:
 def build(case: Path, run: RunArgs, task: Task) -> tuple[nn.Module, list[Teacher]]:
     """Student with head, and teachers, with the case's weights."""
     student = build_student(build_model(run.model, task.head), run, task.shape)
-    student = load(
-        add_head(student, task.head, run.model), read_tensors(case, "student.safetensors")
-    )
+    weights = read_tensors(case, "student.safetensors") | map_tables(case)
+    student = load(add_head(student, task.head, run.model), weights)
     files = sorted(case.glob("teacher*.safetensors"))
     teachers = []
     for args, file in zip(run.teachers, files, strict=bool(run.teachers)):
@@ -321,7 +321,10 @@ def one_step(step: DistillStep, module: nn.Module, batch: Batch) -> Outcome:
     parameters = module.state_dict(keep_vars=True)
     inputs = step.task.inputs(batch)
     with torch.no_grad():  # where only some rows were handed on
-        whole = [(module(*inputs)[0], teacher(inputs).logits) for teacher in step.teachers]
+        whole = [
+            (module(*inputs)[0], teacher(inputs, hook_op=method.get_teacher_hook_op(t_no)).logits)
+            for t_no, teacher in enumerate(step.teachers)
+        ]
     pairs = [
         (s, t) if s.dim() == w[0].dim() else w
         for (s, t), w in zip(handed, whole * len(handed), strict=False)

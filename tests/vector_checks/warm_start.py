@@ -1,4 +1,4 @@
-"""Starting a student from a teacher: the whole state dict afterwards."""
+"""Starting a student from a teacher: the whole state dict afterwards; a new vocabulary map."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from config import parse_args
 from distill.registry import method_args
 from distill.teacher import Teacher
+from distill.vocabulary import build_tables
 from distill.warm_start import warm_start
 from model.glm import GLMModel
 from tests.vector_checks.common import Result, read_json, read_tensors
@@ -41,4 +42,26 @@ def check_truncated(case: Path) -> list[Result]:
     return [result]
 
 
-CHECKS: dict[str, Callable[[Path], list[Result]]] = {"truncate_init_*": check_truncated}
+def check_map(case: Path) -> list[Result]:
+    """Ranking and word vectors -> the tables of a map, by every way of choosing substitutes."""
+    result, args = Result(case.name), read_json(case, "args.json")
+    inputs = read_tensors(case, "inputs.safetensors")
+    vectors = inputs["teacher.word_embeddings.weight"]
+    for name, expected in read_tensors(case, "expected.safetensors").items():
+        method, table = name.split(".")
+        tables = build_tables(
+            inputs["sort_id"],
+            vocab_size=args["vocab_size"],
+            num_rows=args["map_vocab_size"],
+            unk=args["unk_id"],
+            vectors=None if method == "unk" else vectors,
+            method=method,
+        )
+        result.exact(name, tables[table].long(), expected)
+    return [result]
+
+
+CHECKS: dict[str, Callable[[Path], list[Result]]] = {
+    "truncate_init_*": check_truncated,
+    "map_vocab_build*": check_map,
+}
