@@ -74,6 +74,11 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --student_map_vocab_tn",
     ),
     (
+        ("--switch-linear",),
+        lambda run: run.checkpoint.load is None,
+        "without --load",
+    ),
+    (
         ("--lr-decay-ratio",),
         lambda run: run.optim.lr_decay_style == "constant",
         "with --lr-decay-style=constant",

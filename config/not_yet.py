@@ -24,7 +24,6 @@ class Later(NamedTuple):
 _FEATURES = {
     "Transformer-XL (relative positions, memory)": "transformer-xl",
     "BERT models as a baseline": "pretrained-bert",
-    "switching to a linear schedule on resume": "switch-linear",
     "filtering corpora by language": "filter-english",
     "saved splits of a corpus": "load-splits save-splits save-test-data",
     "multi-task pretraining": (

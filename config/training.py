@@ -42,6 +42,9 @@ class OptimizerArgs(ArgGroup):
     lr_decay_iters: int | None = flag(None, "length of the schedule (iterations); default: the run")
     lr_decay_ratio: float = flag(0.1, "final rate (fraction of the peak)")
     warmup: float = flag(0.01, "warm-up (fraction of the schedule)")
+    switch_linear: bool = flag(
+        False, "with --load: warm up again to the rate reached, then linear over the steps left"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

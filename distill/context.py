@@ -22,6 +22,7 @@ class TrainState:
     epoch: int = 0  # of fine-tuning, 0-based
     best: float | None = None  # best value of the metric that selects
     best_epoch: int | None = None
+    switched_at: int | None = None  # --switch-linear: the schedule is linear from this step on
     bad_steps: int = 0  # skipped updates in a row (NaN, infinite)
     skipped_steps: int = 0  # skipped updates in all
     samples: int = 0  # samples seen, all data-parallel ranks together

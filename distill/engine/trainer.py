@@ -113,13 +113,23 @@ class Trainer:
         self.engine, self.step, self.batches = engine, step, batches
         self.plan, self.state, self.run, self.runtime = plan, state, run, runtime
         self.checkpoints, self.summary, self._evaluate = checkpoints, summary, evaluate
-        self.schedule = LRSchedule.build(run.optim, plan.total, seed_compat="W11" in run.compat)
+        self.schedule = self._schedule()
         self.meter = Meter(engine.device)
         self.bad_steps = BadSteps(state, engine.device, run.train.max_bad_steps)
         self.scores: dict[str, float] = {}  # of the last evaluation,
         self.scored_at: int | None = None  # after this many steps
         self._logged = self._saved = state.iteration
         self._saved_at = time.monotonic()
+
+    def _schedule(self) -> LRSchedule:
+        """From the flags; linear from where a resumed run was told to switch."""
+        compat, switches = "W11" in self.run.compat, self.run.optim.switch_linear
+        schedule = LRSchedule.build(self.run.optim, self.plan.total, seed_compat=compat)
+        if switches and self.run.checkpoint.load and self.state.switched_at is None:
+            self.state.switched_at = self.state.iteration
+        if self.state.switched_at is None:
+            return schedule
+        return schedule.switch_linear(self.state.switched_at, self.plan.total)
 
     def fit(self) -> None:
         """The rest of the run."""

@@ -178,6 +178,20 @@ def test_ten_steps_are_five_and_five(tmp_path, method, accumulation):
     assert len({row[LOSS] for row in actual}) == TOTAL
 
 
+def test_a_resumed_run_switches_to_a_linear_schedule_once(tmp_path):
+    flags, folder = ("--lr-decay-style=constant", "--warmup=0.2"), tmp_path / "run"
+    make_trainer(folder, *flags, total=5)[0].fit()
+    switched, _ = make_trainer(folder, *flags, "--switch-linear", start=5, load=str(folder))
+    # 2 of 10 steps warm up, then a line over the 5 steps left, to a tenth of the peak.
+    expected = [0, 0.005, 0.01, 0.01 * (1 - 0.9 / 5), 0.01 * (1 - 0.9 * 2 / 5)]
+    assert [switched.schedule(k) for k in range(5, 10)] == pytest.approx(expected)
+    switched.fit()
+    again, _ = make_trainer(folder, *flags, start=10, total=TOTAL, load=str(folder))
+    assert [again.schedule(k) for k in range(5, 10)] == pytest.approx(expected)
+    late, _ = make_trainer(folder, *flags, "--switch-linear", start=10, load=str(folder))
+    assert [late.schedule(k) for k in range(5, 10)] == pytest.approx(expected)
+
+
 def test_terms_have_the_seeds_names(tmp_path):
     trainer, _ = make_trainer(tmp_path / "run", *KD, total=1)
     trainer.fit()
