@@ -12,7 +12,7 @@ from config.model import cut_sizes, shape_problems
 from config.recompute import recomputation_problems
 from config.text_checks import is_lm, is_seq2seq, text_problems
 from config.vocabulary import map_problems
-from config.zero import zero_problems, zero_without_gpu
+from config.zero import teacher_zero_problems, zero_problems, zero_without_gpu
 
 if TYPE_CHECKING:
     from config.run import RunArgs
@@ -260,6 +260,7 @@ def _processes(run: "RunArgs") -> Iterator[str]:
         )
     yield from zero_problems(run)
     yield from recomputation_problems(run)
+    yield from teacher_zero_problems(run)
 
 
 def _distillation(run: "RunArgs") -> Iterator[str]:

@@ -184,6 +184,7 @@ FREE = frozenset(
     + ("tokenizer_path", "tokenizer_model_type", "load_pretrained", "custom_tmp_result")
     + ("mt_model_load", "mt_load_from_s", "teacher_offload")
     + ("map_vocab_size",)  # the word table's shape tells
+    + ("teacher_zero_stage",)
     + tuple("mt_" + f.name for f in fields(TeacherArgs))  # compared teacher by teacher
 )
 COMPARED = (

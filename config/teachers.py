@@ -45,6 +45,9 @@ class MultiTeacherArgs(ArgGroup):
     teacher_offload: str = flag(
         "none", "cpu: keep idle teachers in host memory", choices=("none", "cpu")
     )
+    teacher_zero_stage: int = flag(
+        0, "3: cut teachers over the data-parallel ranks (DeepSpeed's ZeRO-3)", choices=(0, 3)
+    )
 
     @property
     def combiner_name(self) -> str:

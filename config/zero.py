@@ -44,6 +44,23 @@ def zero_problems(run: "RunArgs") -> Iterator[str]:
             yield f"{where}.{name}: is not supported: {why}"
 
 
+def teacher_zero_problems(run: "RunArgs") -> Iterator[str]:
+    """What --teacher_zero_stage=3 cannot serve: a line each."""
+    group = run.multi_teacher
+    if group.teacher_zero_stage == 0 or not run.teachers:
+        return
+    flag = f"--teacher_zero_stage={group.teacher_zero_stage}"
+    if not run.parallel.deepspeed:
+        yield f"{flag}: DeepSpeed cuts the teachers; add --deepspeed"
+    if group.teacher_offload != "none":
+        yield f"{flag}: --teacher_offload={group.teacher_offload} keeps teachers whole; give one"
+    if group.mt_has_grad:
+        yield (
+            f"{flag}: teachers that are trained (--mt_has_grad) are cut with the student; "
+            "leave it out, and use --zero_stage=3"
+        )
+
+
 def zero_without_gpu(run: "RunArgs") -> Iterator[str]:
     """A line for each option that needs a GPU."""
     if run.deepspeed is None:

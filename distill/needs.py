@@ -90,6 +90,11 @@ def weights_at_hand(name: str, run: RunArgs, *, frozen: bool = False) -> Iterato
             f"--teacher_offload={run.multi_teacher.teacher_offload}: {name} uses weights of the "
             "teachers beside their forward; leave it out"
         )
+    if run.multi_teacher.teacher_zero_stage != 0:
+        yield (
+            f"--teacher_zero_stage={run.multi_teacher.teacher_zero_stage}: {name} uses weights of "
+            "the teachers beside their forward; leave it out"
+        )
     if frozen and run.multi_teacher.mt_has_grad:
         yield f"--mt_has_grad: {name} uses frozen weights of the teachers; leave it out"
 

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import mpu
 from config import ConfigError, RunArgs
 from config.notes import warn
 from distill.capture import Hook
+from distill.frozen import load_frozen
 from distill.lazy_forward import find_lazy, forward_lazily
 from distill.lazy_logits import Logits
 from distill.offload import Offloaded, Slot
+from distill.partitioned import Partitioner
 from model.build import add_head, build_model
 from mpu import hook_model
 from tasks.base import Task
@@ -38,11 +41,20 @@ class Teacher:
     """
 
     def __init__(
-        self, module: nn.Module, *, live: bool = False, autocast: torch.dtype | None = None
+        self,
+        module: nn.Module,
+        *,
+        live: bool = False,
+        autocast: torch.dtype | None = None,
+        wrapped: nn.Module | None = None,
     ):
-        """`autocast`: what a live teacher computes in, if its weights are in fp32."""
+        """`autocast`: what a live teacher computes in, if its weights are in fp32.
+
+        `wrapped`: what is called in place of the module, if something stands around it.
+        """
         self.module, self.live, self._autocast = module, live, autocast
         self._offloaded: Offloaded | None = None
+        self._called = module if wrapped is None else wrapped
         if not live:
             module.requires_grad_(False).eval()
 
@@ -72,10 +84,10 @@ class Teacher:
             if lazy_logits:
                 glm, away = find_lazy(self.module), self._offloaded is not None
                 logits = forward_lazily(
-                    self.module, glm, inputs, hook, captured, hook_op, keep_table=away
+                    self._called, glm, inputs, hook, captured, hook_op, keep_table=away
                 )
                 return TeacherOutput(logits, in_fp32(captured))
-            outputs = hook_model(hook or None, captured, self.module, *inputs, **options)
+            outputs = hook_model(hook or None, captured, self._called, *inputs, **options)
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             return TeacherOutput(logits.float(), in_fp32(captured))
 
@@ -123,6 +135,9 @@ def build_teachers(
         else:
             warn("--teacher_offload=cpu: has no effect on a CPU, where teachers are anyway")
     numbers = range(len(run.teachers))
+    alone = mpu.get_data_parallel_world_size() == 1
+    if run.teachers and run.multi_teacher.teacher_zero_stage == 3 and alone:
+        warn("--teacher_zero_stage=3: has no effect with one data-parallel process")
     return tuple(build_teacher(t_no, run, task, device, slot) for t_no in numbers)
 
 
@@ -130,28 +145,53 @@ def build_teacher(
     t_no: int, run: RunArgs, task: Task, device: torch.device, slot: Slot | None = None
 ) -> Teacher:
     """Teacher `t_no` (from 0) with the task's head; with a slot its weights stay on the host."""
-    from distill.engine.checkpoint import load_weights
-
     args, group = run.teachers[t_no], run.multi_teacher
     model_args = args.model_args(run.model)
     seed = run.train.seed + 1 + t_no  # of weights that are not loaded: not the student's
-    module = build_model(model_args, task.head, seed=seed)
-    module = add_head(module, task.head, model_args, seed=seed)
-    if group.mt_load_from_s is not None:
-        part = IN_FILE.format(t_no)
-        what = "--mt_load_from_s"
-        load_weights(group.mt_load_from_s, module, what=what, part=part, any_shards=True)
-    elif not args.random_para:
-        what = group.flag_of(t_no, "load_pretrained")
-        load_weights(args.load_pretrained, module, what=what, any_shards=True)
+
+    def build() -> nn.Module:
+        model = build_model(model_args, task.head, seed=seed)
+        return add_head(model, task.head, model_args, seed=seed)
+
+    source = _source(t_no, run)
     if group.mt_has_grad:
-        return Teacher(module.to(device), live=True, autocast=_precision(run))
+        return Teacher(_live(build(), source).to(device), live=True, autocast=_precision(run))
     dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
-    if slot is None:
-        return Teacher(module.to(device=device, dtype=dtype))
-    teacher = Teacher(module.to(dtype))
-    teacher.offload(slot)
+    cuts = group.teacher_zero_stage == 3 and mpu.get_data_parallel_world_size() > 1
+    cutter = Partitioner(dtype, device, run.train.batch_size) if cuts else None
+    if source is None:
+        module = build().to(dtype)
+        module = module if slot or cutter else module.to(device)
+    else:
+        path, options = source
+        place = torch.device("cpu") if slot else device
+        settle = cutter.cut if cutter else None
+        module = load_frozen(build, path, **options, dtype=dtype, device=place, settle=settle)
+    if cutter is not None:
+        return Teacher(module, wrapped=cutter.wrap(module))
+    teacher = Teacher(module)
+    if slot is not None:
+        teacher.offload(slot)
     return teacher
+
+
+def _source(t_no: int, run: RunArgs) -> tuple[str, dict[str, str]] | None:
+    """(checkpoint, its flag and the part of it) of a teacher; None: random weights."""
+    args, group = run.teachers[t_no], run.multi_teacher
+    if group.mt_load_from_s is not None:
+        options = {"what": "--mt_load_from_s", "part": IN_FILE.format(t_no)}
+        return group.mt_load_from_s, options
+    if args.random_para:
+        return None
+    return args.load_pretrained, {"what": group.flag_of(t_no, "load_pretrained")}
+
+
+def _live(module: nn.Module, source: tuple[str, dict[str, str]] | None) -> nn.Module:
+    from distill.engine.checkpoint import load_weights
+
+    if source is not None:
+        load_weights(source[0], module, **source[1], any_shards=True)
+    return module
 
 
 def _precision(run: RunArgs) -> torch.dtype | None:

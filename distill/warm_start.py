@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import mpu
 from config import ConfigError, RunArgs, TeacherArgs
 from config.model import ModelArgs
+from distill.engine.weights import gathered
 from distill.teacher import Teacher
 from model.vocab_map import PREFIX, VocabMap, vocab_map_of
 
@@ -109,10 +110,11 @@ def warm_start(module: nn.Module, teachers: Sequence[Teacher], run: RunArgs) -> 
         source = _source(name, layers)
         if source not in given or name.startswith(PREFIX):
             continue
-        if name == WORDS and any(maps):
-            _start_words(parameter, given[source], maps)
-        else:
-            _start(name, parameter, given[source], heads if by_head else None)
+        with gathered(given[source]) as whole:
+            if name == WORDS and any(maps):
+                _start_words(parameter, whole, maps)
+            else:
+                _start(name, parameter, whole, heads if by_head else None)
     log.info("--student_truncate_tn=%d: the student starts from its layers %s", number, layers)
 
 

@@ -30,6 +30,7 @@ OURS = {
     "--mt_cross_layer_parameter_sharing",
     "--teacher_offload",
     "--student_map_vocab_ranking",
+    "--teacher_zero_stage",
     "--erdistill_inter",  # the seed reads these four and declares none
     "--erdistill_inter_mse",
     "--erdistill_wo_local",
