@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import mpu
+from distill.engine.deepspeed_engine import import_deepspeed
 from model.glm import GLMModel
 
 
@@ -20,28 +21,26 @@ class Partitioner:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, micro_batch: int):
         self._device, self._config = device, _config(dtype, micro_batch)
+        self._deepspeed = import_deepspeed(device)
 
     def cut(self, parameter: nn.Parameter) -> None:
         """Keep this rank's part. Broadcast from data-parallel rank 0."""
-        from deepspeed.runtime.zero import Init
-
         group = mpu.get_data_parallel_group()
         holder = nn.ParameterList([parameter])
-        Init(module=holder, data_parallel_group=group, config_dict_or_path=self._config, mpu=mpu)
+        self._deepspeed.zero.Init(
+            module=holder, data_parallel_group=group, config_dict_or_path=self._config, mpu=mpu
+        )
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """What is called in place of the module. Parameters that are not cut yet are cut."""
-        import deepspeed
-
         for part in module.modules():
             for buffer in part.buffers(recurse=False):
                 buffer.data = buffer.data.to(self._device)
             if isinstance(part, GLMModel):
-                from deepspeed.runtime.zero import register_external_parameter
-
-                register_external_parameter(part.vocabulary, part.word_embeddings.weight)
+                table = part.word_embeddings.weight
+                self._deepspeed.zero.register_external_parameter(part.vocabulary, table)
         module.requires_grad_(False).eval()
-        engine, *_ = deepspeed.initialize(
+        engine, *_ = self._deepspeed.initialize(
             model=module, config=self._config, mpu=mpu, dist_init_required=False
         )
         return engine

@@ -31,7 +31,7 @@ class DeepSpeedEngine(Engine):
     """A module inside `deepspeed.initialize`."""
 
     def __init__(self, module: nn.Module, run: RunArgs, runtime: Runtime):
-        deepspeed = _import_deepspeed(runtime)
+        deepspeed = import_deepspeed(runtime.device, runtime.local_rank)
         assert run.deepspeed is not None, "--deepspeed without its JSON"
         config = copy.deepcopy(run.deepspeed)
         zero = config.get("zero_optimization", {})
@@ -126,10 +126,10 @@ class DeepSpeedEngine(Engine):
         return client
 
 
-def _import_deepspeed(runtime: Runtime) -> Any:
+def import_deepspeed(device: torch.device, local_rank: int = 0) -> Any:
     """The package, quiet, and kept from compiling an operator that gloo does not need."""
-    os.environ.setdefault("LOCAL_RANK", str(runtime.local_rank))  # plain python sets none
-    if runtime.device.type == "cpu":
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # plain python sets none
+    if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
@@ -139,7 +139,7 @@ def _import_deepspeed(runtime: Runtime) -> Any:
             "or leave the flag out to train with plain PyTorch"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if runtime.device.type == "cpu":
+    if device.type == "cpu":
         # Its first process group would build this for a minute, and hang after a killed build.
         table = getattr(deepspeed.ops, "__compatible_ops__", None)
         if isinstance(table, dict):
