@@ -8,6 +8,7 @@ import torch
 import mpu
 from config import ConfigError, parse_args
 from distill.capture import attention_scores, hidden, logits, to_hook
+from distill.losses import soft_cross_entropy
 from distill.registry import method_args
 from distill.step import check_needs
 from distill.teacher import build_teachers
@@ -22,13 +23,15 @@ POINTS = [hidden(2, 4), hidden(4, 4), attention_scores(3), logits()]
 
 
 def answers(teacher) -> list[torch.Tensor]:
-    """Two forwards: with captures, and of some rows only."""
+    """Three forwards: with captures, of some rows only, and with logits that a loss computes."""
     batch = toy_lm_batch(2)
     inputs = batch.tokens, batch.position_ids, batch.attention_mask
     hook = to_hook(POINTS)
     output = teacher(inputs, hook)
     rows = teacher(inputs, output_rows=torch.tensor([1, 5])).logits
-    return [output.logits, *output.captured, rows]
+    lazy = teacher(inputs, to_hook(POINTS), lazy_logits=True)
+    in_parts = soft_cross_entropy(lazy.logits, lazy.logits, layout=logits().layout)
+    return [output.logits, *output.captured, rows, lazy.logits.dense(), in_parts]
 
 
 def cut(run):
