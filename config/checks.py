@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from config.compat import Compat
-from config.data import TOKENIZERS_BUILT, block_problems, parse_split
+from config.data import TOKENIZERS_BUILT, block_problems, parse_split, weight_problems
 from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes, shape_problems
@@ -219,6 +219,7 @@ def _data(run: "RunArgs") -> Iterator[str]:
     if not run.data.train_data:
         yield "--train-data: missing; give names of config/corpora.json, files or folders"
     yield from block_problems(run.blocks)
+    yield from weight_problems(run.data)
     try:
         parse_split(run.data.split)
     except ConfigError as error:

@@ -39,9 +39,16 @@ class DataArgs(ArgGroup):
     train_data: tuple[str, ...] | None = flag(
         None, "corpora: names of config/corpora.json or paths"
     )
+    train_data_weights: tuple[float, ...] | None = flag(
+        None, "how often each corpus of --train-data is drawn; 1: by its tokens"
+    )
     valid_data: tuple[str, ...] | None = flag(None, "corpora for validation; else --split")
     test_data: tuple[str, ...] | None = flag(None, "corpora for the test; else --split")
     data_dir: str | None = flag(None, "folder of a task; or where named corpora lie")
+    filter_english: bool = flag(False, "leave out texts in other languages; needs py3langid")
+    load_splits: str | None = flag(None, "order of the documents that --split cuts (.npy)")
+    save_splits: str | None = flag(None, "write that order to this file (.npy)")
+    save_test_data: str | None = flag(None, "write the test documents to this file, one a line")
     split: str = flag("1000,1,1", "documents for training, validation, test (proportions)")
     text_key: str = flag("text", "field of a .jsonl or .parquet row that holds the text")
     seq_length: int = flag(512, "longest sample (tokens)")
@@ -127,3 +134,15 @@ def block_problems(blocks: BlockLMArgs) -> Iterator[str]:
     ):
         if given:
             yield f"{flag_}: is an option of blanks, which --masked-lm has not; leave it out"
+
+
+def weight_problems(data: DataArgs) -> Iterator[str]:
+    """What is wrong with --train-data-weights."""
+    weights, names = data.train_data_weights, data.train_data or ()
+    if weights is None:
+        return
+    given = f"--train-data-weights={' '.join(map(str, weights))}"
+    if len(weights) != len(names):
+        yield f"{given}: needs one for each of the {len(names)} corpora of --train-data"
+    elif not all(0 <= w < float("inf") for w in weights) or not any(weights):
+        yield f"{given}: must be positive, or 0 for a corpus that is not drawn"

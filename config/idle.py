@@ -227,7 +227,8 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "on pretraining",
     ),
     (
-        ("--train-data", "--test-data", "--split")
+        ("--train-data", "--test-data", "--split", "--train-data-weights")
+        + ("--load-splits", "--save-splits", "--save-test-data", "--filter-english")
         + tuple(flag for flag in BlockLMArgs.flags() if flag not in ("--block-lm", *VOCABULARY))
         + ("--eval-interval", "--eval-iters", "--num-workers", "--cache-dir")
         + ("--sample-one-document", "--non-sentence-start"),

@@ -24,8 +24,6 @@ class Later(NamedTuple):
 _FEATURES = {
     "Transformer-XL (relative positions, memory)": "transformer-xl",
     "BERT models as a baseline": "pretrained-bert",
-    "filtering corpora by language": "filter-english",
-    "saved splits of a corpus": "load-splits save-splits save-test-data",
     "multi-task pretraining": (
         "multi-task-data multi-task-ratio=0 multi-seq-length multi-batch-size"
     ),

@@ -1,27 +1,35 @@
 """From arguments to the loaders of a pretraining run."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from pathlib import Path
 
 from config.data import BlockLMArgs, DataArgs
 from config.errors import ConfigError
 from config.training import EvalArgs, TrainArgs
 from data_utils.block import SpecialIds, collate
-from data_utils.corpora import Documents, find_corpus, load_documents
+from data_utils.corpora import Corpus, find_corpus
 from data_utils.dataset import BlockDataset
+from data_utils.documents import Documents
 from data_utils.infilling import BlankInfilling
 from data_utils.loader import StepLoader
+from data_utils.parts import (
+    SPLIT_SEED,
+    Part,
+    document_order,
+    keep_part,
+    read_order,
+    save_array,
+    split_documents,
+)
 from data_utils.samplers import StepSampler
+from data_utils.stream import StreamDataset
+from data_utils.token_cache import default_cache_dir, load_documents
 from data_utils.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
-
-# Which documents and samples validate does not depend on --seed: runs stay comparable, and a
-# student is never validated on what its teacher was trained on.
-SPLIT_SEED = 1234
 
 
 @dataclass
@@ -56,26 +64,31 @@ def build_pretrain_loaders(
     Tokenises what is not in the cache. Raises ConfigError for data that is missing or too little.
     """
     evaluation = evaluation or EvalArgs()
-    parts = load_parts(data, tokenizer)
+    streamed = find_stream(data)
+    parts = load_parts(data, tokenizer, streamed=streamed is not None)
 
     def loader(part: int, stream: str, seed: int, sampler: StepSampler) -> StepLoader | None:
         """Of one part of the corpus; None where it has no documents."""
-        documents, numbers = parts[part]
-        if documents is None:
+        documents = parts[part]
+        if documents is None and (part or streamed is None):
             return None
         seq_length = data.seq_length if part == 0 else data.eval_seq_length or data.seq_length
-        dataset = BlockDataset(
-            documents,
-            tokenizer,
-            blank_infilling(blocks, tokenizer, seq_length, block_position=block_position),
-            seq_length=seq_length,
-            seed=seed,
-            stream=stream,
-            numbers=numbers,
-            non_sentence_start=data.non_sentence_start,
-            one_document=data.sample_one_document,
-        )
-        log.info("%s: %d documents, %d tokens", stream, len(numbers), dataset.num_tokens)
+        corrupt = blank_infilling(blocks, tokenizer, seq_length, block_position=block_position)
+        options = {
+            "seq_length": seq_length,
+            "seed": seed,
+            "stream": stream,
+            "non_sentence_start": data.non_sentence_start,
+            "one_document": data.sample_one_document,
+        }
+        dataset: BlockDataset | StreamDataset
+        if documents is None:
+            assert streamed is not None
+            where = (streamed, tokenizer, corrupt, cache_folder(data), options)
+            dataset = StreamDataset(*where, skip_bad_lines=data.skip_bad_lines)
+        else:
+            dataset = BlockDataset(documents, tokenizer, corrupt, **options)
+            log.info("%s: %d documents, %d tokens", stream, len(documents), documents.num_tokens)
         return StepLoader(
             dataset, collate, sampler, num_workers=data.num_workers, pin_memory=pin_memory
         )
@@ -97,7 +110,7 @@ def build_pretrain_loaders(
         iterations=train.train_iters or None,
     )
     training = loader(0, "train", train.seed, steps)
-    assert training is not None, "load_parts gives documents to train on"
+    assert training is not None, "there are documents to train on"
     return Loaders(training, evaluator(1, "valid"), evaluator(2, "test"))
 
 
@@ -127,54 +140,101 @@ def blank_infilling(
     )
 
 
-Part = tuple[Documents | None, np.ndarray]  # and the numbers of its documents
+def find_stream(data: DataArgs) -> Corpus | None:
+    """The corpus of --train-data if it is one that is streamed.
+
+    Raises ConfigError where a stream cannot do what is asked.
+    """
+    for name in data.train_data or ():
+        corpus = _find(data, name, "--train-data")
+        if corpus.dataset is None:
+            continue
+        if len(data.train_data or ()) > 1:
+            raise ConfigError(f"--train-data: {name} is streamed, and must be the only corpus")
+        if any(data.shares[1:]) and not (data.valid_data and data.test_data):
+            raise ConfigError(
+                f"--split={data.split}: {name} is streamed and cannot be divided; give --split=1, "
+                "and --valid-data, --test-data for an evaluation"
+            )
+        for flag, value in (
+            ("--load-splits", data.load_splits),
+            ("--save-splits", data.save_splits),
+        ):
+            if value:
+                raise ConfigError(f"{flag}={value}: {name} is streamed and cannot be divided")
+        return corpus
+    return None
 
 
-def load_parts(data: DataArgs, tokenizer: Tokenizer) -> tuple[Part, Part, Part]:
-    """Training, validation and test documents; (None, []) for a part there is none of.
+def load_parts(
+    data: DataArgs, tokenizer: Tokenizer, *, streamed: bool = False
+) -> tuple[Part | None, Part | None, Part | None]:
+    """Training, validation and test documents; None for a part there is none of.
 
-    --valid-data and --test-data replace their share of --split.
+    --valid-data and --test-data replace their share of --split. streamed: nothing is trained on
+    but a stream.
     """
     if not data.train_data:
         raise ConfigError(
             "--train-data: missing; give names of config/corpora.json, or paths to .txt, .jsonl "
             "or .parquet files or folders"
         )
-
-    def load(names: Sequence[str], flag: str) -> Documents:
-        corpora = [
-            find_corpus(name, data_dir=data.data_dir, text_key=data.text_key, flag=flag)
-            for name in names
-        ]
-        return load_documents(corpora, tokenizer, data.cache_dir)
-
     given = [None, data.valid_data, data.test_data]
-    shares = [0.0 if names else x for names, x in zip(given, data.shares, strict=True)]
-    documents = load(data.train_data, "--train-data")
-    numbers = split_documents(len(documents), shares, data.split)
-    parts: list[Part] = [(documents if len(n) else None, n) for n in numbers]
-    for part, flag in ((1, "--valid-data"), (2, "--test-data")):
-        if names := given[part]:
-            held_out = load(names, flag)
-            parts[part] = (held_out, np.arange(len(held_out)))
+    parts: list[Part | None] = [None, None, None]
+    if not streamed:
+        shares = [0.0 if names else x for names, x in zip(given, data.shares, strict=True)]
+        parts = _split(data, _load(data, data.train_data, "--train-data", tokenizer), shares)
+    for place, flag in ((1, "--valid-data"), (2, "--test-data")):
+        if names := given[place]:
+            parts[place] = Part(_load(data, names, flag, tokenizer))
+    if data.save_test_data and parts[2] is not None:
+        _write_texts(parts[2], tokenizer, Path(data.save_test_data).expanduser())
     return parts[0], parts[1], parts[2]
 
 
-def split_documents(num_documents: int, shares: Sequence[float], split: str) -> list[np.ndarray]:
-    """Numbers of the documents of each part, sorted: disjoint, at least one where the share is.
-
-    Raises ConfigError if there are fewer documents than parts.
-    """
-    parts = sum(share > 0 for share in shares)
-    if num_documents < parts:
-        raise ConfigError(
-            f"--split={split}: --train-data has {num_documents} document(s), too few for {parts} "
-            "parts; give --valid-data and --test-data, or --split=1,0,0"
+def _split(data: DataArgs, documents: Documents, shares: Sequence[float]) -> list[Part | None]:
+    order = read_order(data.load_splits, len(documents)) if data.load_splits else None
+    if data.save_splits:
+        save_array(
+            npy(data.save_splits), document_order(len(documents)) if order is None else order
         )
-    order = np.random.default_rng(SPLIT_SEED).permutation(num_documents)
-    total = sum(shares)
-    sizes = [max(1, int(num_documents * share / total)) if share else 0 for share in shares[1:]]
-    while sum(sizes) > num_documents - 1:
-        sizes[sizes.index(max(sizes))] -= 1
-    ends = np.cumsum([num_documents - sum(sizes), *sizes])[:-1]
-    return [np.sort(numbers) for numbers in np.split(order, ends)]
+    numbers = split_documents(len(documents), shares, data.split, order)
+    weights = data.train_data_weights
+    return [
+        keep_part(documents, n, cache_folder(data), weights) if len(n) else None for n in numbers
+    ]
+
+
+def cache_folder(data: DataArgs) -> Path:
+    """Where token caches lie."""
+    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+
+
+def npy(path: str) -> Path:
+    """The path with the suffix that NumPy gives its files."""
+    found = Path(path).expanduser()
+    return found if found.suffix == ".npy" else found.with_name(found.name + ".npy")
+
+
+def _find(data: DataArgs, name: str, flag: str) -> Corpus:
+    how = {"data_dir": data.data_dir, "text_key": data.text_key, "english": data.filter_english}
+    return find_corpus(name, **how, flag=flag)
+
+
+def _load(data: DataArgs, names: Sequence[str], flag: str, tokenizer: Tokenizer) -> Documents:
+    corpora = [_find(data, name, flag) for name in names]
+    return load_documents(corpora, tokenizer, data.cache_dir, skip_bad_lines=data.skip_bad_lines)
+
+
+def _write_texts(part: Part, tokenizer: Tokenizer, path: Path) -> None:
+    """The test documents as text, one a line, for --save-test-data."""
+    numbers = range(len(part)) if part.numbers is None else part.numbers
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for number in numbers:
+            text = tokenizer.decode(part.documents[int(number)].tolist())
+            file.write(" ".join(text.split("\n")) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -18,8 +18,10 @@ import numpy as np
 from config.data import BlockLMArgs, TokenizerArgs
 from config.errors import ConfigError
 from data_utils.build_tokenizer import build_tokenizer
-from data_utils.corpora import Documents, find_corpus, load_documents
+from data_utils.corpora import find_corpus
+from data_utils.documents import Documents
 from data_utils.ranking import default_path, order_of, write_ranking
+from data_utils.token_cache import load_documents
 from data_utils.tokenization import Tokenizer
 
 DOCUMENTS_AT_ONCE = 4096

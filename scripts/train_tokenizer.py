@@ -23,7 +23,7 @@ COMMANDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def texts(corpora: Sequence[Corpus]) -> Iterator[str]:
     """All documents, as pretraining reads them."""
     for corpus in corpora:
-        for text, _ in read_documents(corpus):
+        for text in read_documents(corpus):
             yield clean_text(text)
 
 

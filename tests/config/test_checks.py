@@ -26,6 +26,8 @@ def test_complete_commands_pass():
         ("--bert-prob=0.5 --masked-lm", "has no other kinds of samples"),
         ("--masked-lm --random-position", "leave it out"),
         ("--sentinel-token --tokenizer-type=GPT2BPETokenizer", "leave it out"),
+        ("--train-data-weights 1 2", "needs one for each of the 1 corpora"),
+        ("--train-data-weights 0", "must be positive"),
         ("--eval-seq-length=513", "is longer than --max-position-embeddings=512"),
         ("--bert-prob=-1", "must be in [0, 1]"),
         ("--split=1,x,1", "must be proportions"),

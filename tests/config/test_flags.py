@@ -20,6 +20,7 @@ SEED = json.loads((ROOT / "tests/golden/seed_flags.json").read_text(encoding="ut
 OURS = {
     "--max-bad-steps",
     "--bf16",
+    "--train-data-weights",
     "--compat",
     "--skip-bad-lines",
     "--teacher_bf16",

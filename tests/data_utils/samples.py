@@ -1,5 +1,6 @@
 """Small texts, vocabularies and data sets for the tests of the data path."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def sentence(number: int, words: int = 8) -> str:
     """A sentence that names its number."""
     body = [WORDS[(number + i) % 8] for i in range(words)]
     return " ".join([*body, "".join(LETTERS[int(d)] for d in str(number)), "."])
+
+
+def jsonl(path: Path, rows: list[str], key: str = "text") -> Path:
+    """A .jsonl file with these texts."""
+    path.write_text("".join(json.dumps({key: row}) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def document(length: int, first: int = 10) -> list[int]:

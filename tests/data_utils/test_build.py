@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,8 @@ from config.data import BlockLMArgs, DataArgs, TokenizerArgs
 from config.errors import ConfigError
 from config.training import EvalArgs, TrainArgs
 from data_utils import Batch, Loaders, build_pretrain_loaders, build_tokenizer
-from data_utils.build import load_parts, split_documents
+from data_utils.build import load_parts
+from data_utils.parts import split_documents
 from tests.data_utils.samples import sentence, small_tokenizer, write_vocabulary
 
 BLOCKS = BlockLMArgs(bert_prob=1.0)
@@ -163,11 +165,11 @@ def test_own_validation_data_replaces_its_share(corpus: Path, tmp_path: Path):
     tokenizer = small_tokenizer(corpus)
     common = {"train_data": (str(corpus / "corpus.txt"),), "cache_dir": str(tmp_path / "cache")}
     data = DataArgs(**common, valid_data=(str(file),), split="8,1,1")
-    (_, train), (documents, valid), (_, test) = load_parts(data, tokenizer)
+    train, valid, test = load_parts(data, tokenizer)
     assert (len(train), len(valid), len(test)) == (36, 2, 4)
-    assert [tokenizer.decode(d.tolist()) for d in documents] == ["the cat", "the dog"]
+    assert [tokenizer.decode(d.tolist()) for d in valid.documents] == ["the cat", "the dog"]
     data = DataArgs(**common, valid_data=(str(file),), test_data=(str(file),), split="8,1,1")
-    assert [len(numbers) for _, numbers in load_parts(data, tokenizer)] == [40, 2, 2]
+    assert [len(part) for part in load_parts(data, tokenizer)] == [40, 2, 2]
     with pytest.raises(ConfigError, match=r"--train-data: missing"):
         load_parts(DataArgs(), tokenizer)
     with pytest.raises(ConfigError, match=r"--valid-data=nowhere: neither"):
@@ -223,7 +225,7 @@ def test_evaluation_is_the_same_each_time_and_not_training_data(corpus: Path):
     assert [len(step) for step in first] == [1, 1]
     assert list(rows(sum(first, []))) == list(rows(sum(second, [])))
     assert list(rows(sum(first, []))) != list(rows(sum(built.test, [])))
-    parts = [set(x.dataset.numbers.tolist()) for x in (built.train, built.valid, built.test)]
+    parts = [set(x.dataset.part.numbers.tolist()) for x in (built.train, built.valid, built.test)]
     assert [len(p) for p in parts] == [32, 4, 4]
     assert set.union(*parts) == set(range(40))
 
@@ -233,7 +235,7 @@ def test_a_seed_changes_what_trains_and_not_what_validates(corpus: Path):
     assert list(rows(next(iter(one.train)))) != list(rows(next(iter(other.train))))
     for a, b in ((one.valid, other.valid), (one.test, other.test)):
         assert list(rows(sum(a, []))) == list(rows(sum(b, [])))
-    assert one.train.dataset.numbers.tolist() == other.train.dataset.numbers.tolist()
+    assert one.train.dataset.part.numbers.tolist() == other.train.dataset.part.numbers.tolist()
 
 
 def test_samples_fit_the_sequence_length(corpus: Path):
@@ -289,3 +291,36 @@ def test_evaluation_may_have_another_length(corpus: Path):
     assert built.valid is not None
     assert max(int(b.position_ids[:, 0].max()) for step in built.valid for b in step) < 16
     assert max(int(b.position_ids[:, 0].max()) for step in built.train for b in step) > 16
+
+
+def test_splits_are_saved_and_loaded(corpus: Path, tmp_path: Path):
+    common = {"train_data": (str(corpus / "corpus.txt"),), "cache_dir": str(tmp_path / "cache")}
+    tokenizer = small_tokenizer(corpus)
+    files = {"save_splits": str(tmp_path / "order"), "save_test_data": str(tmp_path / "test.txt")}
+    first = load_parts(DataArgs(**common, **files, split="8,1,1"), tokenizer)
+    lines = (tmp_path / "test.txt").read_text().splitlines()
+    held = [first[2].documents[int(n)].tolist() for n in first[2].numbers]
+    assert lines == [tokenizer.decode(ids) for ids in held]
+    order = np.load(tmp_path / "order.npy")
+    np.save(tmp_path / "mine.npy", order[::-1])
+    mine = load_parts(
+        DataArgs(**common, load_splits=str(tmp_path / "mine.npy"), split="8,1,1"), tokenizer
+    )
+    assert sorted(mine[2].numbers.tolist()) == sorted(order[:4].tolist())
+
+
+def test_weights_of_corpora(corpus: Path, tmp_path: Path):
+    (tmp_path / "b.txt").write_text("the cat sat\n" * 5)
+    data = DataArgs(
+        train_data=(str(corpus / "corpus.txt"), str(tmp_path / "b.txt")),
+        train_data_weights=(0.0, 1.0),
+        cache_dir=str(tmp_path / "cache"),
+        num_workers=0,
+        seq_length=32,
+        split="1",
+    )
+    built = build_pretrain_loaders(data, BLOCKS, TrainArgs(batch_size=8), small_tokenizer(corpus))
+    tokenizer = small_tokenizer(corpus)
+    words = set(tokenizer.decode(next(iter(built.train))[0].tokens.flatten().tolist()).split())
+    assert words & {"dog", "ran", "mat"} == set()
+    assert "cat" in words

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from data_utils.block import SpecialIds
-from data_utils.corpora import Documents, find_corpus, load_documents
+from data_utils.corpora import find_corpus
 from data_utils.dataset import SMALLEST_PIECE, BlockDataset
+from data_utils.documents import Documents
 from data_utils.infilling import BlankInfilling
+from data_utils.parts import Part
+from data_utils.token_cache import load_documents
 from data_utils.tokenization import Tokenizer
 from tests.data_utils.samples import sentence, small_tokenizer
 
@@ -26,13 +29,13 @@ def documents_of(texts: list[str], folder: Path, tokenizer: Tokenizer) -> Docume
 
 
 def dataset_of(texts: list[str], folder: Path, tokenizer: Tokenizer, **options) -> BlockDataset:
-    documents = documents_of(texts, folder, tokenizer)
+    part = Part(documents_of(texts, folder, tokenizer), options.pop("numbers", None))
     corrupt = BlankInfilling(SpecialIds.of(tokenizer))
-    return BlockDataset(documents, tokenizer, corrupt, **({"seq_length": 32, "seed": 1} | options))
+    return BlockDataset(part, tokenizer, corrupt, **({"seq_length": 32, "seed": 1} | options))
 
 
 def drawn(dataset: BlockDataset, number: int) -> list[list[int]]:
-    return [dataset.text(Random(i)) for i in range(number)]
+    return [dataset.text(Random(i))[0] for i in range(number)]
 
 
 def split(tokens: list[int], tokenizer: Tokenizer) -> list[list[int]]:
@@ -72,7 +75,7 @@ def test_a_sample_is_a_pure_function_of_seed_and_index(tmp_path: Path, tokenizer
 @pytest.mark.parametrize("seq_length", [16, 32, 64])
 def test_samples_consist_of_documents(texts, seq_length: int, tmp_path: Path, tokenizer: Tokenizer):
     dataset = dataset_of(texts, tmp_path, tokenizer, seq_length=seq_length)
-    known = ["/".join(map(str, d.tolist())) for d in dataset.documents]
+    known = ["/".join(map(str, d.tolist())) for d in dataset.part.documents]
     lengths = []
     for tokens in drawn(dataset, 300):
         assert len(tokens) <= seq_length
@@ -92,7 +95,7 @@ def test_crops_start_and_end_with_sentences(tmp_path: Path, tokenizer: Tokenizer
     dot = tokenizer.token_id(".")
     for share in (0.0, 1.0):
         dataset = dataset_of(LONG, tmp_path, tokenizer, non_sentence_start=share, seq_length=48)
-        starts = {tuple(d[:1].tolist()) for d in dataset.documents}
+        starts = {tuple(d[:1].tolist()) for d in dataset.part.documents}
         sentences = [s.split()[:2] for text in LONG for s in text.split(" . ")]
         heads = {tuple(tokenizer.encode(" ".join(s))) for s in sentences}
         samples = drawn(dataset, 200)
@@ -107,7 +110,7 @@ def test_crops_start_and_end_with_sentences(tmp_path: Path, tokenizer: Tokenizer
 
 def test_every_part_of_a_long_document_is_seen(tmp_path: Path, tokenizer: Tokenizer):
     dataset = dataset_of(LONG[:1], tmp_path, tokenizer, non_sentence_start=1.0)
-    (document,) = [d.tolist() for d in dataset.documents]
+    (document,) = [d.tolist() for d in dataset.part.documents]
     samples = drawn(dataset, 400)
     eos = tokenizer.get_command("eos").Id
     assert any(tokens[1:5] == document[:4] for tokens in samples)
@@ -143,3 +146,23 @@ def test_one_document_a_sample(tmp_path: Path, tokenizer: Tokenizer):
     filled = dataset_of(SHORT, tmp_path, tokenizer, seq_length=64)
     assert min(len(split(tokens, tokenizer)) for tokens in drawn(filled, 50)) > 2
     assert all(len(tokens) > 64 - SMALLEST_PIECE - 20 for tokens in drawn(filled, 50))
+
+
+def test_prompts_are_no_targets(tmp_path: Path, tokenizer: Tokenizer):
+    class Prompted(Documents):
+        def prompt(self, number: int) -> int:
+            return 3
+
+    documents = documents_of(SHORT, tmp_path, tokenizer)
+    part = Part(Prompted(documents.caches))
+    corrupt = BlankInfilling(SpecialIds.of(tokenizer))
+    dataset = BlockDataset(part, tokenizer, corrupt, seq_length=32, seed=1)
+    enc = tokenizer.get_command("ENC").Id
+    starts = {tuple(d[:3].tolist()) for d in documents}
+    for i in range(200):
+        tokens, mask = dataset.text(Random(i))
+        assert len(mask) == len(tokens)
+        for at in [k for k, token in enumerate(tokens) if token == enc]:
+            assert mask[at] == 0
+            if tuple(tokens[at + 1 : at + 4]) in starts:
+                assert mask[at + 1 : at + 5] == [0, 0, 0, 1][: len(mask) - at - 1]
