@@ -42,11 +42,11 @@ def set_partition(param: Tensor, partition: Partition) -> None:
     `model_parallel` and `tensor_model_parallel` are the marks that DeepSpeed looks for when it
     counts a norm; without them its gradient norm, and so its clipping, is silently wrong.
     """
-    param.partition = partition
+    param.model_partition = partition  # ZeRO-3 has a `partition` of its own
     param.model_parallel = True
     param.tensor_model_parallel = True
 
 
 def partition_of(param: Tensor) -> Partition | None:
     """The partition of a parameter; None if it is replicated."""
-    return getattr(param, "partition", None)
+    return getattr(param, "model_partition", None)

@@ -64,7 +64,7 @@ def _forgotten_mark(rank, size):
     mpu.initialize_model_parallel(size)
     model = Model()
     _gradients(model)
-    del model.column.weight.partition
+    del model.column.weight.model_partition
     return mpu.grad_norm(model.parameters())
 
 
