@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 
 from config import ArgGroup
-from scripts.recipes import Stage, chain, recipes, stage_flags, tokenizer_command
+from scripts.recipes import (
+    Stage,
+    chain,
+    ranking_command,
+    recipes,
+    stage_flags,
+    tokenizer_command,
+)
 
 WIDTH = 100
 LABELS = ("Not as in the paper", "Not as in the seed", "Stages", "When")
@@ -98,6 +105,8 @@ def recipe_text(name: str, variables: Mapping[str, Sequence[str]], first: Sequen
     ready = {stage.key for stage in chain(*first)} | {stage.key for stage in own}
     others = [s for s in chain(*(stage.key for stage in own)) if s.key not in ready]
     lines = []
+    if any(stage.builds_map for stage in (*others, *own)):
+        lines.append(wrapped(["python", *ranking_command()]))
     for stage in (*others, *own):
         lines += [f"# {stage.note}"] if stage.note else []
         lines.append(shell(stage, variables))

@@ -82,6 +82,11 @@ class Stage:
         """Value of --multi_teacher_model."""
         return self._value("--multi_teacher_model")
 
+    @property
+    def builds_map(self) -> bool:
+        """Whether it chooses the ids that its model keeps, by a ranking."""
+        return "--student_build_map_vocab" in self.flags
+
     def _value(self, name: str) -> str | None:
         values = [flag.partition("=")[2] for flag in self.flags if flag.startswith(name + "=")]
         return values[0] if values else None
@@ -266,10 +271,21 @@ def tokenizer_command(sizes: Sizes = FULL, out: Path = OUT) -> list[str]:
     ]  # fmt: skip
 
 
+def ranking_command(out: Path = OUT) -> list[str]:
+    """The command that ranks the vocabulary, for stages that keep a part of it."""
+    return [
+        "scripts/count_tokens.py", "--train-data", *CORPUS, "--text-key=sentence",
+        f"--tokenizer-path={out}/vocab.txt", f"--cache-dir={out}/cache", "--overwrite",
+    ]  # fmt: skip
+
+
 def lines(names: Sequence[str], out: Path = OUT) -> Iterator[str]:
     """A shell script that runs whole recipes."""
     yield shlex.join(["python", *tokenizer_command(FULL, out)])
-    for stage in chain(*(stage.key for name in names for stage in recipes()[name])):
+    found = chain(*(stage.key for name in names for stage in recipes()[name]))
+    if any(stage.builds_map for stage in found):
+        yield shlex.join(["python", *ranking_command(out)])
+    for stage in found:
         if stage.note:
             yield f"# {stage.note}"
         yield shlex.join(["python", *command(stage, FULL, out)])

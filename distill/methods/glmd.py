@@ -13,7 +13,7 @@ entries below those:
     m = min_C z_S
 
 or, with --logitsdistil_teacher_min, sets the teacher's other entries to the row's minimum instead.
-Published as "GLMD-vc". As in the paper GLMD keeps half of the ids, too (docs/vocabulary.md).
+Published as "GLMD-vc"; GLMD also keeps half of the ids only (recipe glmd, docs/vocabulary.md).
 
 Not as in the seed: padding never counts (there it needs --logitsdistil_mask_pad, and counts in the
 divisor, --compat=D3); the n largest are those of the whole vocabulary for every p; the second term

@@ -12,11 +12,13 @@ from statistics import mean
 import pytest
 
 from distill import finetune, pretrain
+from scripts.count_tokens import main as count_tokens
 from scripts.quickstart_plan import FULL, TASK
 from scripts.recipes import (
     chain,
     command,
     has_several_teachers,
+    ranking_command,
     stages,
     tokenizer_command,
 )
@@ -54,6 +56,7 @@ class World:
         self.folder = folder
         self.rows = {}
         train_tokenizer(tokenizer_command(SIZES, folder)[1:])
+        count_tokens(ranking_command(folder)[1:])
         (folder / "SST-2").mkdir()
         for split, number in ROWS.items():
             rows = (ROOT / TASK / f"{split}.jsonl").read_text().splitlines(keepends=True)

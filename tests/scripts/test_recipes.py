@@ -33,6 +33,9 @@ RECORDED = {
     "glmd_vc.pretrain": "glmd_vc_1_pt",
     "glmd_vc.finetune-1": "glmd_vc_2_ft",
     "glmd_vc.finetune-2": "glmd_vc_3_ft",
+    "glmd.pretrain": "glmd_al_map_1_pt",
+    "glmd.finetune-1": "glmd_al_map_2_ft",
+    "glmd.finetune-2": "glmd_al_map_3_ft",
     "tinybert.pretrain": "tinybert_1_pt",
     "tinybert.finetune-1": "tinybert_2_ft",
     "tinybert.finetune-2": "tinybert_3_ft",
@@ -174,6 +177,13 @@ def test_what_a_stage_starts_from_fits():
 
 def layers(role):
     return shape(PUBLISHED, role)[0]
+
+
+def test_a_script_that_keeps_a_part_of_the_vocabulary_ranks_it_before():
+    script = list(lines(["glmd"], Path("out")))
+    assert "scripts/count_tokens.py" in script[1]
+    assert all("count_tokens" not in line for line in [script[0], *script[2:]])
+    assert all("count_tokens" not in line for line in lines(["glmd_vc"], Path("out")))
 
 
 def test_the_printed_script_makes_the_vocabulary_first():
