@@ -19,12 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def auto_tune(words: Sequence[str]) -> None:
-    """One of the program's uses, by its first flag. SystemExit(1) if a run failed."""
-    from distill.tune.seed_args import read
+    """One of the program's uses, by its flags. SystemExit(1) if a run failed."""
+    names = {word.partition("=")[0] for word in words}
+    if "--sweep" in names:
+        from distill.tune.sweep import run_sweep
 
-    given = read(words or ["--test"])
-    if given.tune.show_tune is not None:
-        show(Path(given.tune.show_tune))
+        run_sweep(words)
     else:
         run_tasks(words)
 
@@ -43,6 +43,9 @@ def run_tasks(words: Sequence[str]) -> None:
     from distill.tune.seed_run import Runner
 
     given, clock = read(words or ["--test"]), Clock()
+    if given.tune.show_tune is not None:
+        show(Path(given.tune.show_tune))
+        return
     name, jobs = clock(), jobs_of(given, clock)
     if given.tune.test:
         for job in jobs:

@@ -3,7 +3,7 @@
 import os
 import random
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from config import ConfigError
@@ -101,3 +101,20 @@ def free_port() -> int:
                 continue
             return port
     raise OSError(f"no free port between {PORTS[0]} and {PORTS[1]}")
+
+
+def launcher(group: Group, flags: Collection[str]) -> tuple[str, ...]:
+    """How a run is started on a group."""
+    number = group.processes
+    if "--deepspeed" in flags:
+        devices = ("--num_gpus", str(number), f"--master_port={free_port()}")
+        return ("deepspeed", *devices)
+    if number > 1:
+        return (
+            "python",
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={number}",
+        )
+    return ("python",)
