@@ -16,7 +16,7 @@ setup(
             for below in ("", ".*")
         ]
     ),
-    package_data={"config": ["*.json", "**/*.json"], "data_utils": ["assets/*"]},
+    package_data={"config": ["*.json", "**/*.json", "sweeps/*.yaml"], "data_utils": ["assets/*"]},
     install_requires=[
         "torch>=2.5",
         "numpy>=1.26",
@@ -28,9 +28,15 @@ setup(
         "scikit-learn>=1.4",
         "tensorboard>=2.15",
         "tqdm>=4.66",
+        "pyyaml>=6.0",
+        "sqlalchemy>=2.0",
+        "optuna>=4.0",
+        "rich>=13.0",
+        "matplotlib>=3.8",
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.16"],
+        "slurm": ["submitit>=1.5"],
         "generation": ["transformers>=5.23", "rouge_score>=0.1.2", "sacrebleu>=2.4"],
         "dev": [
             "deepspeed>=0.16",
@@ -38,7 +44,6 @@ setup(
             "rouge_score>=0.1.2",
             "sacrebleu>=2.4",
             "datasets>=3.0",
-            "matplotlib>=3.8",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

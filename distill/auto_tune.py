@@ -25,6 +25,10 @@ def auto_tune(words: Sequence[str]) -> None:
         from distill.tune.sweep import run_sweep
 
         run_sweep(words)
+    elif names & {"--report", "--import-logs"}:
+        from distill.tune.report_run import report
+
+        report(words)
     else:
         run_tasks(words)
 

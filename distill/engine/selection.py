@@ -22,6 +22,7 @@ from distill.engine.run_dir import RESULTS, SUBMISSION, TEST_RESULTS, prediction
 from distill.engine.weights import fill, whole_weights
 from distill.engine.wrap import Engine
 from tasks.base import Task
+from tasks.superglue.dataset import EncodedDataset
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,9 @@ class Selection:
     def _write_predictions(self, found: Evaluation) -> None:
         if self.runtime.is_main and self.runtime.run_dir is not None:
             rows = [{"id": k, "prediction": v} for k, v in found.predictions.items()]
+            dataset = getattr(self.loaders[found.split], "dataset", None)
+            if isinstance(dataset, EncodedDataset) and dataset.labelled:
+                rows = [row | {"label": int(dataset.labels[row["id"]])} for row in rows]
             files.write_lines(self.runtime.run_dir / predictions_file(found.split), rows)
             official = self.task.submission(found.predictions, found.split)
             if official is not None:

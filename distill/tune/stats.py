@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 10_000
+ENOUGH = 5  # units to draw from, for a p that means anything: n of one sign alone give 2 / n^n
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Difference:
     mean: float
     low: float
     high: float
-    p: float
+    p: float | None  # None of fewer than ENOUGH units
     unit: str  # what was drawn again: samples, or seeds
     number: int  # of them
 
@@ -29,12 +30,14 @@ def paired_bootstrap(
     """Draw paired differences again, with replacement (Efron and Tibshirani, 1993, chapter 16).
 
     p: twice the smaller share of resampled means on one side of zero, those at zero counted as
-    half; never below 1 / RESAMPLES.
+    half; never below 1 / RESAMPLES. ValueError of a single difference.
     """
     import numpy as np
 
     values = np.asarray(differences, dtype=np.float64)
     number = len(values)
+    if number < 2:
+        raise ValueError(f"{number} paired differences have no spread")
     draw = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
     block = max(1, 2_000_000 // max(1, number))  # resamples at a time: 16 MB of indices
@@ -44,7 +47,7 @@ def paired_bootstrap(
     below = np.mean(means < 0) + np.mean(means == 0) / 2
     p = 2 * min(below, 1 - below)
     low, high = np.percentile(means, [2.5, 97.5])
-    bounded = float(min(1.0, max(p, 1 / RESAMPLES)))
+    bounded = float(min(1.0, max(p, 1 / RESAMPLES))) if number >= ENOUGH else None
     return Difference(float(values.mean()), float(low), float(high), bounded, unit, number)
 
 

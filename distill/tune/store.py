@@ -141,20 +141,12 @@ class Store:
 
     def claim(self, key: str, worker: str, code: str) -> bool:
         """Take a waiting run; whether it is ours now."""
-        return self._change(
-            key,
-            WAITING,
-            state=RUNNING,
-            worker=worker,
-            heartbeat=time.time(),
-            pid=0,
-            pid_start="",
-            code=code,
-        )
+        values = {"state": RUNNING, "worker": worker, "heartbeat": time.time(), "code": code}
+        return self._change(key, WAITING, values | {"pid": 0, "pid_start": ""})
 
     def started(self, key: str, pid: int, pid_start: str, command: str) -> None:
         """The program of a run that is ours."""
-        self._change(key, RUNNING, pid=pid, pid_start=pid_start, command=command)
+        self._change(key, RUNNING, {"pid": pid, "pid_start": pid_start, "command": command})
 
     def beat(self, keys: Iterable[str], worker: str) -> None:
         """These runs are still being worked on."""
@@ -166,27 +158,29 @@ class Store:
 
     def finish(self, key: str, state: str, result: Mapping[str, Any], seconds: float) -> bool:
         """A run of ours has ended well, or was pruned."""
-        text = json.dumps(result)
-        return self._change(key, RUNNING, state=state, result=text, seconds=seconds, reason="")
+        values = {"state": state, "result": json.dumps(result), "seconds": seconds, "reason": ""}
+        return self._change(key, RUNNING, values)
 
     def fail(self, key: str, reason: str, failures: int, state: str, seconds: float) -> bool:
         """A run of ours has failed: it waits for another attempt, or is given up."""
         values = {"reason": reason, "failures": failures, "state": state, "seconds": seconds}
-        return self._change(key, RUNNING, **values)
+        return self._change(key, RUNNING, values)
 
     def give_up(self, key: str, state: str, reason: str) -> bool:
         """A waiting run will not be run."""
-        return self._change(key, WAITING, state=state, reason=reason)
+        return self._change(key, WAITING, {"state": state, "reason": reason})
 
     def adopt(self, key: str, result: Mapping[str, Any], code: str) -> bool:
         """A waiting run had ended before, in another database's time."""
-        return self._change(key, WAITING, state=DONE, result=json.dumps(result), code=code)
+        values = {"state": DONE, "result": json.dumps(result), "code": code}
+        return self._change(key, WAITING, values)
 
     def release(self, row: Row) -> bool:
         """Put back a run whose worker is gone; False if somebody else did, or it lives."""
         table = self.runs
         where = (table.c.worker == row.worker) & (table.c.heartbeat == row.heartbeat)
-        return self._change(row.key, RUNNING, where, state=WAITING, interrupted=row.interrupted + 1)
+        values = {"state": WAITING, "interrupted": row.interrupted + 1}
+        return self._change(row.key, RUNNING, values, where)
 
     def retry(self) -> int:
         """Put all failed runs back; how many."""
@@ -196,7 +190,7 @@ class Store:
             update = table.update().where(where)
             return db.execute(update.values(state=WAITING, failures=0)).rowcount
 
-    def _change(self, key: str, state: str, more: Any = None, /, **values: Any) -> bool:
+    def _change(self, key: str, state: str, values: dict[str, Any], more: Any = None) -> bool:
         table = self.runs
         where = (table.c.study == self.study) & (table.c.key == key) & (table.c.state == state)
         if more is not None:

@@ -19,6 +19,7 @@ from distill.tune.code_version import code_version, commit
 from distill.tune.devices import Group, groups_of
 from distill.tune.graph import build, command
 from distill.tune.grid import assignments, samples, settings
+from distill.tune.results import results_csv
 from distill.tune.store import Store
 from distill.tune.study import Studies
 from distill.tune.sweep_check import check_sweep
@@ -30,7 +31,7 @@ from distill.tune.worker import Worker
 
 log = logging.getLogger(__name__)
 
-SWEEP, DATABASE = "sweep.yaml", "study.db"
+SWEEP, DATABASE, TABLE = "sweep.yaml", "study.db", "results.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,10 @@ def work(sweep: SweepSpec, options: SweepArgs, groups: Sequence[Group]) -> bool:
     choices = choices_of(sweep, store, groups[0].processes)
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        return Worker(choices, store, groups, sweep.out, make_view()).run()
+        worker = Worker(choices, store, groups, sweep.out, make_view())
+        went_well = worker.run()
+        files.write_text(sweep.out / TABLE, results_csv(worker.graph, store.rows()))
+        return went_well
     finally:
         signal.signal(signal.SIGTERM, before)
         store.close()

@@ -39,14 +39,16 @@ def _node_problems(sweep: SweepSpec, graph: Graph, node: Node, out: Path) -> Ite
     """Parse a run's command; leave what its checkpoint would say for those that start from it."""
     made = command(graph, node, out, {})
     found = dict.fromkeys(_task_problems(node))
+    left_out: set[str] = set()  # flags that were wrong; that they are missing is our doing
     for _ in range(ROUNDS):
         try:
             run = parsed(made)
         except ConfigError as error:
-            found |= dict.fromkeys(error.problems)
+            found |= dict.fromkeys(t for t in error.problems if _flag_of(t) not in left_out)
             wrong = {_flag_of(text) for text in error.problems} & set(made.flags)
             if not wrong:
                 break
+            left_out |= wrong
             made = _without(made, wrong)
         else:
             folder = out / "runs" / node.folder
