@@ -16,7 +16,7 @@ from torch import Tensor
 from config import RunArgs
 from config.notes import warn
 from data_utils.batch import Batch
-from distill.capture import Captured, Hook, merge_hooks, to_hook
+from distill.capture import Captured, Hook, logits, merge_hooks, to_hook
 from distill.combiner import Answer, Combination, Combiner
 from distill.context import Clock, LossContext
 from distill.lazy_forward import find_lazy
@@ -62,7 +62,7 @@ class StudentPass:
     @cached_property
     def hard_term(self) -> RowLoss | None:
         """The hard loss of lazy logits; one object, so that it is computed once."""
-        return self.task.hard_rows_term(self.batch)
+        return self.task.hard_rows_term(self.own_batch)
 
     @cached_property
     def _row_losses(self) -> Tensor:
@@ -149,12 +149,13 @@ class Comparison:
     ) -> list[Tensor]:
         """One teacher. Returns its own hard loss, if it is trained on it."""
         hook, output = self._forward(t_no, teacher, student, tallies)
-        if isinstance(student.logits, Logits):
-            self._prepare(t_no, student, output.logits, tallies)
         hard = None
         if output.logits is not None and self._wants_hard(tallies):
             hard = self._hard_losses(output.logits, student)
         whole, output = output, self.columns.of_teacher(hook, output)
+        compared = any(tally.part.compares(t_no) for tally in tallies)
+        if compared and isinstance(student.logits, Logits) and output.logits is not None:
+            self._prepare(t_no, student, hook, output, tallies[0].part)
         for tally in tallies:
             if tally.part.compares(t_no):
                 self._compare(t_no, (hook, output), hard, student, tally, terms)
@@ -182,18 +183,24 @@ class Comparison:
         return hook, teacher(student.inputs, hook, hook_op, **student.options)
 
     def _prepare(
-        self, t_no: int, student: StudentPass, teacher: Logits | None, tallies: Sequence[Tally]
+        self, t_no: int, student: StudentPass, hook: Hook, output: TeacherOutput, part: Combiner
     ) -> None:
         """Compute together what losses over the vocabulary the method says it will ask for."""
-        if teacher is None or not any(tally.part.compares(t_no) for tally in tallies):
-            return
         context = dataclasses.replace(student.context, t_no=t_no)
-        planned = list(self.method.planned(student.logits, context))
+        planned = list(self.method.planned_predictions(student.logits, context))
         if not student.logits.has(student.hard_term, student.hard_rows):
-            number = sum(tallies[0].part.compares(i) for i in range(len(self.teachers)))
+            number = sum(part.compares(i) for i in range(len(self.teachers)))
             weight = self.method.hard_weight() * number  # it is in the loss against each
             planned.append(Planned(student.hard_term, student.hard_rows, weight))
-        student.logits.prepare(planned, teacher)
+        own, its = Captured(student.hook, student.captured), Captured(hook, output.captured)
+        if logits() in own and logits() in its:
+            pair = own.lazily(logits()), its.lazily(logits())
+            layers = list(self.method.planned_layers(pair[0], context))
+            if pair == (student.logits, output.logits):
+                planned += layers
+            else:  # compared over other columns
+                pair[0].prepare(layers, pair[1])
+        student.logits.prepare(planned, output.logits)
 
     def _compare(
         self,
@@ -255,8 +262,7 @@ class Comparison:
 
     def _row_losses(self, logits: Tensor | Logits, student: StudentPass) -> Tensor:
         """Un-reduced hard loss [b, s], picked [n], or [b]."""
-        term = student.hard_term if isinstance(logits, Logits) else None
-        return row_losses(self.task, logits, student.batch, student.hard_rows, term)
+        return row_losses(self.task, logits, student.batch, student.hard_rows)
 
 
 def row_losses(

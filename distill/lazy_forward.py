@@ -14,16 +14,16 @@ from torch import Tensor, nn
 import mpu
 from distill.lazy_logits import FEW, Logits
 from model.glm import GLMModel
+from model.vocab_map import VocabOutput
 from mpu import hook_model
 
 STATES, LOGITS = "vocabulary_input", "logits_parallel"  # names in the hook tree
 
 
 def find_lazy(module: nn.Module) -> GLMModel | None:
-    """The GLM in a module whose logits may come lazily: sharded, over its whole table."""
+    """The GLM in a module whose logits may come lazily: they are sharded."""
     glm = next((m for m in module.modules() if isinstance(m, GLMModel)), None)
-    fits = glm is not None and glm.parallel_output and glm.output_predict
-    return glm if fits and glm.vocab_map is None else None
+    return glm if glm is not None and glm.parallel_output and glm.output_predict else None
 
 
 def is_large(glm: GLMModel, ids: Tensor) -> bool:
@@ -55,7 +55,7 @@ def forward_lazily(
     states, device = captured[place], inputs[0].device.type
     half = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if half else states.dtype
-    output = _Copied(glm.vocabulary.output().shard()) if keep_table else glm.vocabulary
+    output = _Copied(glm.vocabulary.output()) if keep_table else glm.vocabulary
     logits = captured[place] = Logits(states, output, _width(glm), dtype)
     asked |= {LOGITS: place} if LOGITS in hook else {}
     hook.update(asked)
@@ -64,16 +64,22 @@ def forward_lazily(
 
 def _width(glm: GLMModel) -> int:
     """Entries v/p of the rank's logits."""
-    return mpu.divide(glm.word_embeddings.num_embeddings, mpu.get_model_parallel_world_size())
+    over_ids = glm.vocab_map is not None and not glm.unmapped_output
+    ids = glm.vocab_map.origin_id_to_target_pos if over_ids else None
+    width = glm.word_embeddings.num_embeddings if ids is None else len(ids)
+    return mpu.divide(width, mpu.get_model_parallel_world_size())
 
 
 class _Copied:
-    """An output layer of a table's copy, without gradient."""
+    """An output layer of a table's copy, without gradient; called as `VocabularyOutput`."""
 
-    def __init__(self, table: Tensor):
-        self.table = table.detach().clone()
+    def __init__(self, output: VocabOutput):
+        self.output = VocabOutput(output.weight.detach().clone(), output.rows)
 
     def __call__(
-        self, states: Tensor, use: Callable[[Tensor, Tensor], Any] = torch.nn.functional.linear
+        self,
+        states: Tensor,
+        columns: Tensor | None = None,
+        use: Callable[[Tensor, Tensor], Any] = torch.nn.functional.linear,
     ) -> Any:
-        return use(states, self.table)
+        return (self.output if columns is None else self.output.of(columns)).used(states, use)

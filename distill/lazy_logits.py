@@ -10,13 +10,14 @@ themselves takes `dense()`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.rows import Rows
-from mpu import get_model_parallel_world_size
+from mpu import divide, get_model_parallel_world_size
 from mpu.row_losses import RowLoss, Side, row_losses
 
 # Fewer logits than this are computed whole: in one product, which costs less (elements, 16 MB).
@@ -41,6 +42,9 @@ class Logits:
         """`width`: the rank's entries v/p. `dtype`: what the product is computed in."""
         self.states, self.output, self.width, self.dtype = states, output, width, dtype
         self._dense: Tensor | None = None
+        self._parts: dict[
+            tuple[int, int], Logits
+        ] = {}  # by where their columns are, which they keep
         # Key -> values, and what the key names by `id`, so that nothing else gets that number.
         self._ready: dict[tuple[Any, ...], tuple[Tensor, object]] = {}
 
@@ -55,6 +59,15 @@ class Logits:
             with self._precision():
                 self._dense = self.output(self.states)
         return self._dense
+
+    def of(self, columns: Tensor) -> "Logits":
+        """The logits of these columns only, int64 [k], in this order; p must divide k."""
+        place = columns.data_ptr(), len(columns)
+        if place not in self._parts:
+            width = divide(len(columns), get_model_parallel_world_size())
+            output = partial(self.output, columns=columns)
+            self._parts[place] = Logits(self.states, output, width, self.dtype)
+        return self._parts[place]
 
     def rows(
         self,

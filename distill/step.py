@@ -84,10 +84,9 @@ class DistillStep:
         self.comparison: Comparison | None = None
         if self.method is not None and self.teachers:
             self.comparison = Comparison(self.method, self.teachers, task, run)
-        own = type(task).hard_rows_term is not Task.hard_rows_term
-        language_model = task.head.kind == "lm" and task.vocab_parallel and own
         lazy = self.comparison is None or self.comparison.takes_lazy_logits
-        self._glm = find_lazy(student.module) if language_model and lazy else None
+        lazy = lazy and task.vocab_parallel and task.hard_loss_by_rows()
+        self._glm = find_lazy(student.module) if lazy else None
         if state.method:
             self.method.load_method_state(state.method)
         if state.combiner:

@@ -25,6 +25,7 @@ from data_utils.build_tokenizer import build_tokenizer
 from data_utils.ranking import default_path, read_ranking
 from data_utils.tokenization import Tokenizer
 from distill.capture import Captured, Hook, logits
+from distill.lazy_logits import Logits
 from distill.student import GLMStudent
 from distill.teacher import Teacher, TeacherOutput
 from distill.warm_start import WORDS, whole_tensor
@@ -63,7 +64,7 @@ class Columns:
         kept = self._kept(self._unmapped or self._masked)
         words = output.logits
         if self._output and words is not None:
-            words = take_columns(words, kept)
+            words = _of(words, kept)
         return TeacherOutput(words, _restricted(hook, output.captured, kept))
 
 
@@ -73,8 +74,12 @@ def _restricted(hook: Hook, captured: list[Tensor], columns: Tensor | None) -> l
         return captured
     (name,) = logits().path
     changed = list(captured)
-    changed[hook[name]] = take_columns(captured[hook[name]], columns)
+    changed[hook[name]] = _of(captured[hook[name]], columns)
     return changed
+
+
+def _of(words: Tensor | Logits, columns: Tensor) -> Tensor | Logits:
+    return words.of(columns) if isinstance(words, Logits) else take_columns(words, columns)
 
 
 def load_ranking(run: RunArgs, tokenizer: Tokenizer) -> Tensor:

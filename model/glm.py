@@ -49,9 +49,7 @@ class VocabularyOutput(nn.Module):
         """
         output = self.output()
         output = output if columns is None else output.of(columns)
-        if use is None:
-            return output.logits(states)
-        return use(mpu.copy_to_model_parallel_region(states), output.shard())
+        return output.logits(states) if use is None else output.used(states, use)
 
     def output(self) -> VocabOutput:
         """The product's description: this rank's rows, and which of them the logits use."""

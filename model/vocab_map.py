@@ -12,7 +12,9 @@ dropped id has exactly its substitute's; or, `unmap_vocab_output`, over rows, z 
 The tables are buffers: whole on every rank, saved with the weights (`vocab_map.*`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +59,11 @@ class VocabOutput:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., e], equal on all ranks -> [..., c/p]. The gradient is summed over the ranks."""
-        return F.linear(mpu.copy_to_model_parallel_region(hidden), self.shard())
+        return self.used(hidden, F.linear)
+
+    def used(self, hidden: Tensor, use: Callable[[Tensor, Tensor], Any]) -> Any:
+        """What `use` makes of hidden states [..., e] and the rank's W [c/p, e]."""
+        return use(mpu.copy_to_model_parallel_region(hidden), self.shard())
 
 
 def own_part(columns: Tensor) -> Tensor:

@@ -78,6 +78,20 @@ class Task(ABC):
     def predict(self, logits: Tensor, batch: Batch) -> list[Any]:
         """One prediction a sample, fillers included; collected by `batch.sample_ids`."""
 
+    def predict_rows(self, losses: Tensor, batch: Batch) -> list[Any]:
+        """`predict` from hard losses, where it needs no more of the logits; 0 on masked rows."""
+        raise AssertionError(f"{type(self).__name__} predicts from logits")
+
+    @classmethod
+    def hard_loss_by_rows(cls) -> bool:
+        """Whether `hard_rows_term` is said where `hard_loss` is, or below: so it means the same."""
+        return _said_with(cls, "hard_rows_term", {"hard_loss"})
+
+    @classmethod
+    def predicts_by_rows(cls) -> bool:
+        """Likewise `predict_rows`, and what evaluation calls."""
+        return _said_with(cls, "predict_rows", {"predict", "answers"}) and cls.hard_loss_by_rows()
+
     @property
     @abstractmethod
     def metric_names(self) -> tuple[str, ...]:
@@ -118,6 +132,12 @@ def in_model_labels(task: Task, batch: Batch, module: nn.Module) -> Batch:
     if label_map is None or not task.vocab_parallel:
         return batch
     return dataclasses.replace(batch, labels=label_map(batch.labels))
+
+
+def _said_with(cls: type[Task], name: str, others: set[str]) -> bool:
+    """Whether the first class that says any of these says this one."""
+    owner = next(each for each in cls.__mro__ if ({name} | others) & vars(each).keys())
+    return owner is not Task and name in vars(owner)
 
 
 def token_mask(position_ids: Tensor) -> Tensor:

@@ -50,8 +50,12 @@ class BlockLM(Task):
 
     def predict(self, logits: Tensor, batch: Batch) -> list[tuple[float, float, int]]:
         """Per sample: (summed loss in nats, target tokens, kind)."""
+        return self.predict_rows(self.hard_loss(logits, batch), batch)
+
+    def predict_rows(self, losses: Tensor, batch: Batch) -> list[tuple[float, float, int]]:
+        """The same of the hard losses [b, s], right at the targets."""
         mask = self.row_masks(batch)["targets"]
-        sums = (self.hard_loss(logits, batch) * mask).sum(-1)
+        sums = (losses * mask).sum(-1)
         kinds = [0] * len(batch) if batch.kinds is None else batch.kinds.tolist()
         return list(zip(sums.tolist(), mask.sum(-1).tolist(), kinds, strict=True))
 

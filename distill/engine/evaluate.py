@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import mpu
 from data_utils.batch import Batch
 from distill.engine.wrap import Engine
+from distill.lazy_forward import find_lazy, forward_lazily, is_large
+from distill.rows import local_rows
 from tasks.base import Task
 
 
@@ -54,7 +57,7 @@ def evaluate(
                 rows = zip(
                     batch.sample_ids.tolist(),
                     batch.weight.tolist(),
-                    task.answers(module, moved),
+                    _answers(task, module, moved),
                     strict=True,
                 )
                 mine |= {sample: found for sample, weight, found in rows if weight > 0}
@@ -64,6 +67,17 @@ def evaluate(
     predictions = dict(sorted(merged.items()))
     seconds = time.perf_counter() - started
     return Evaluation(split, task.metrics(predictions, split), predictions, seconds)
+
+
+def _answers(task: Task, module: nn.Module, batch: Batch) -> list[Any]:
+    """The task's predictions; of many logits of a language model without computing them whole."""
+    glm = find_lazy(module) if task.vocab_parallel and task.predicts_by_rows() else None
+    if glm is None or not is_large(glm, batch.tokens):
+        return task.answers(module, batch)
+    logits = forward_lazily(module, glm, task.inputs(batch), None, [])
+    mask = task.row_masks(batch)[task.hard_rows]
+    rows = local_rows(mask, task.num_samples(batch))
+    return task.predict_rows(logits.rows(task.hard_rows_term(batch), None, rows), batch)
 
 
 def gather_over_replicas(value: Any) -> list[Any]:

@@ -10,6 +10,9 @@ from distill.lazy_logits import Logits
 from distill.step import StepOutput
 from distill.student import GLMStudent
 from model.glm import VocabularyOutput
+from tasks.block_lm import BlockLM
+from tasks.choice import ChoiceTask
+from tasks.superglue.generative import GenerativeTask
 from tests.distill.runs import grads_of, lm_task, rows_of, take, toy_run, toy_step
 from tests.toy import toy_lm_batch
 
@@ -36,6 +39,13 @@ KINDS = {
     "mix_pre": ["--student_model=mixbaseline", "--mixbaseline_inter_bl=LogitsDistil", SOFT, HARD, T,
                 "--mixbaseline_pre_bl_pt_soft=KD,DistilBERT", "--mixbaseline_weights=0.5,2,1",
                 "--teacher_hidden_size=16"],
+    "map": ["--student_model=glmd", T, SOFT, HARD, "--map_vocab_size=40"],
+    "map_masked": ["--student_model=glmd", T, SOFT, HARD, "--map_vocab_size=40",
+                   "--distill_logit_mask_map"],
+    "map_unmapped": ["--student_model=glmd", T, SOFT, HARD, "--map_vocab_size=40",
+                     "--unmap_vocab_output", "--logitsdistil_top_n=0.2"],
+    "map_of_both": ["--student_model=kd", SOFT, HARD, "--map_vocab_size=40", "--compress_word_emb=8",
+                    "--unmap_vocab_output", "--teacher_map_vocab_size=48"],
     "two_teachers": ["--student_model=kd", SOFT, HARD, "--mt_num_layers=4:2", "--mt_hidden_size=24:16",
                      "--mt_num_attention_heads=4:4", "--mt_max_position_embeddings=40:40"],
     "recomputed": ["--student_model=glmd", SOFT, "--avgmt_pre_checkpoint", "--avgmt_inter_checkpoint"],
@@ -75,7 +85,8 @@ def outcome(
     for number, part in enumerate(parts):
         output = step(part, counts, number)
         output.loss.backward()
-    return output, grads_of(step.student.module)
+    grads = grads_of(step.student.module)
+    return output, {name: grad for name, grad in grads.items() if grad.is_floating_point()}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -157,3 +168,21 @@ def test_a_capture_of_lazy_logits_is_a_tensor_for_who_does_not_say_otherwise(mon
 def test_few_logits_are_computed_whole(backwards):
     take(toy_step(toy_run(*KINDS["kd"])), toy_lm_batch(2))
     assert not backwards
+
+
+def test_a_task_with_another_hard_loss_needs_its_logits():
+    class Other(BlockLM):
+        def hard_loss(self, logits, batch):
+            return 2 * super().hard_loss(logits, batch)
+
+    class OtherInRows(Other):
+        def hard_rows_term(self, batch):
+            return None
+
+    assert BlockLM.hard_loss_by_rows()
+    assert BlockLM.predicts_by_rows()
+    assert not Other.hard_loss_by_rows()
+    assert not Other.predicts_by_rows()
+    assert OtherInRows.hard_loss_by_rows()
+    assert not GenerativeTask.predicts_by_rows()
+    assert not ChoiceTask.hard_loss_by_rows()

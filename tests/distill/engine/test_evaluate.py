@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import distill.lazy_forward
 import mpu
 from data_utils.loader import StepLoader
 from data_utils.samplers import StepSampler
@@ -76,6 +77,12 @@ def test_scores_do_not_depend_on_processes_and_batches(expected, world_size, p, 
         assert metrics["ppl"] == pytest.approx(math.exp(expected), rel=1e-4)
         assert ids == list(range(SAMPLES))
         assert speed > 0
+
+
+def test_many_logits_are_never_whole(expected, monkeypatch):
+    monkeypatch.setattr(distill.lazy_forward, "FEW", 0)
+    monkeypatch.delattr(BlockLM, "hard_loss")
+    assert score(0, 1, 1, 3)[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_limit_stops_early():
