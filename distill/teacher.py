@@ -233,9 +233,30 @@ def _check_source(t_no: int, run: RunArgs, fingerprint: str | None) -> None:
     tag_folder(path, what=what, prefer_best=True)
     if fingerprint is not None:
         check_tokenizer(path, fingerprint, what=what)
-    width = (read_config(path) or {}).get("model", {}).get("vocab_size")
+    saved = read_config(path) or {}
+    _check_prompts(path, what, saved.get("finetuning", {}), run)
+    width = saved.get("model", {}).get("vocab_size")
     if width is not None and width != run.model.vocab_size:
         raise ConfigError(
             f"{what}={path}: has {width} vocabulary entries, the student {run.model.vocab_size}; "
             "use the same tokenizer and --make-vocab-size-divisible-by"
         )
+
+
+def _check_prompts(path: str, what: str, saved: dict[str, Any], run: RunArgs) -> None:
+    """ConfigError for a teacher, of this project, without the student's continuous prompts."""
+    args = run.finetuning
+    if not (args.continuous_prompt and args.cloze_eval):
+        return
+    wanted = {
+        "--num-prompt-tokens": ("num_prompt_tokens", args.num_prompt_tokens),
+        "--prefix-prompt": ("prefix_prompt", args.prefix_prompt),
+        "--prompt-func": ("prompt_func", args.prompt_func),
+    }
+    has = saved if saved.get("continuous_prompt") else {}
+    for flag, (name, value) in wanted.items():
+        if saved and has.get(name, 0) != value:
+            raise ConfigError(
+                f"{what}={path}: was trained with {flag}={has.get(name, 0)}, this run has {value}; "
+                "teacher and student read the same prompts: give the same flags to both"
+            )

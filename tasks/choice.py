@@ -1,15 +1,22 @@
 """ChoiceTask: pick one of several answers or classes. All that needs no data set."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_utils.batch import Batch
 from model.build import HeadSpec
 from tasks.base import Task, TaskShape, as_float, token_mask, weighted
 
+AT_ONCE = 10  # choices of a sample that evaluation scores in one forward
+OF_CHOICES = (
+    *("tokens", "position_ids", "attention_mask"),
+    *("target_ids", "logit_mask", "choice_mask"),
+)
 FAR = 10000.0  # what the seed subtracts from the score of a choice that only fills the batch
 
 
@@ -74,6 +81,17 @@ class ChoiceTask(Task):
             masks["answers"] = weighted(answers, rows)
         return masks
 
+    def answers(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Predictions; of many choices ten at a time, which bounds the memory of evaluation."""
+        several = batch.tokens.dim() == 3 and batch.segments is None
+        if not several or batch.tokens.size(1) <= AT_ONCE:
+            return super().answers(model, batch)
+        scores = []
+        for start in range(0, batch.tokens.size(1), AT_ONCE):
+            outputs = model(*self.inputs(_choices(batch, start, start + AT_ONCE)))
+            scores.append(outputs[0] if isinstance(outputs, tuple) else outputs)
+        return self.predict(torch.cat(scores, 1), batch)
+
     def predict(self, logits: Tensor, batch: Batch) -> list[int]:
         """Index of the best real choice of each sample."""
         scores = logits.float()
@@ -84,6 +102,13 @@ class ChoiceTask(Task):
     def metrics(self, predictions: Mapping[int, int], split: str = "val") -> dict[str, float]:
         """Nothing: only a task with data knows the labels."""
         return {}
+
+
+def _choices(batch: Batch, start: int, stop: int) -> Batch:
+    """The batch with some of its choices only."""
+    values = ((name, getattr(batch, name)) for name in OF_CHOICES)
+    part = {name: value[:, start:stop] for name, value in values if value is not None}
+    return dataclasses.replace(batch, **part)
 
 
 def _pushed(z: Tensor, real: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ Evaluation: an answer is predicted if every token of it is the likeliest one, gi
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_utils.batch import Batch
 from data_utils.tokenization import Tokenizer
@@ -63,16 +63,17 @@ class GenerativeTask(BlockLM, FinetuneTask):
             sample_ids=batch.sample_ids,
         )
 
+    def answers(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Predictions, from the logits of answers alone."""
+        scored = _scored(batch)
+        outputs = model(*self.inputs(batch), output_rows=scored)
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return _all_likeliest(logits, batch, scored)
+
     def predict(self, logits: Tensor, batch: Batch) -> list[int]:
         """[b, s, v/p] -> 1 for each sample whose answer is the likeliest text, else 0."""
-        scored = batch.loss_mask.flatten().nonzero().squeeze(1)
-        rows = logits.flatten(0, 1).index_select(0, scored)
-        target = batch.labels.flatten()[scored, None]
-        best = top_k_threshold(rows, 1, Layout.SHARD_LAST).float()
-        missed = (take_last(rows, target, Layout.SHARD_LAST) < best).squeeze(1)
-        wrong = torch.zeros(len(batch), device=logits.device)
-        wrong.index_add_(0, scored // batch.tokens.size(1), missed.float())
-        return (wrong == 0).int().tolist()
+        scored = _scored(batch)
+        return _all_likeliest(logits.flatten(0, 1).index_select(0, scored), batch, scored)
 
     def metrics(self, predictions: Mapping[int, int], split: str = "val") -> dict[str, float]:
         """Index of a sample -> 1 (true) or 0, for a whole split. {} if it has no labels."""
@@ -81,3 +82,18 @@ class GenerativeTask(BlockLM, FinetuneTask):
     def submission(self, predictions: Mapping[int, int], split: str) -> tuple[str, list[str]]:
         """Name and lines of the file that the task's official server takes."""
         return self.scorer.submission(predictions, split)
+
+
+def _scored(batch: Batch) -> Tensor:
+    """int64 [r]: positions of the answers' tokens in the flattened [b * s]."""
+    return batch.loss_mask.flatten().nonzero().squeeze(1)
+
+
+def _all_likeliest(rows: Tensor, batch: Batch, scored: Tensor) -> list[int]:
+    """Logits [r, v/p] of the answers' tokens -> 1 for each sample that has no better one."""
+    target = batch.labels.flatten()[scored, None]
+    best = top_k_threshold(rows, 1, Layout.SHARD_LAST).float()
+    missed = (take_last(rows, target, Layout.SHARD_LAST) < best).squeeze(1)
+    wrong = torch.zeros(len(batch), device=rows.device)
+    wrong.index_add_(0, scored // batch.tokens.size(1), missed.float())
+    return (wrong == 0).int().tolist()

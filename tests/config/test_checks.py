@@ -11,6 +11,22 @@ from distill.methods.glmd import GLMDArgs
 from tests.config.common import DISTIL, FINETUNE, PRETRAIN, finetune, pretrain, problems
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--continuous-prompt --num-prompt-tokens=3", "has no pattern; add --cloze-eval"),
+        ("--continuous-prompt --cloze-eval", "give --num-prompt-tokens or --prefix-prompt"),
+        ("--segment-length=2 --fast-decode --cloze-eval", "leave out --fast-decode"),
+        ("--segment-length=-1", "must not be negative"),
+        ("--tune-prefix-layers=0 --freeze-transformer", "must be at least 1"),
+    ],
+)
+def test_patterns_that_cannot_work(words, expected):
+    with pytest.raises(ConfigError) as caught:
+        finetune(*words.split())
+    assert expected in str(caught.value)
+
+
 def test_complete_commands_pass():
     assert pretrain().program == "pretrain"
     assert finetune().program == "finetune"

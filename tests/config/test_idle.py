@@ -57,6 +57,21 @@ def test_flags_of_fine_tuning_without_effect(caplog):
 
 
 @pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--num-prompt-tokens=3"], "--num-prompt-tokens"),
+        (["--tune-prefix-layers=1"], "--tune-prefix-layers"),
+        (["--cloze-eval", "--wsc-negative"], "--wsc-negative"),
+        (["--segment-length=2"], "--segment-length"),
+        (["--no-validation", "--custom_first_eval"], "--custom_first_eval"),
+    ],
+)
+def test_a_flag_of_tasks_without_effect_warns(caplog, words, flag):
+    finetune(*words)
+    assert [r.message.split(":")[0] for r in caplog.records] == [flag]
+
+
+@pytest.mark.parametrize(
     "word",
     ["--eval-interval=7", "--eval-iters=7", "--num-workers=1", "--text-key=x", "--cache-dir=x"]
     + ["--sample-one-document", "--non-sentence-start=0.5"],

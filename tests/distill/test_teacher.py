@@ -122,6 +122,21 @@ def test_another_vocabulary_is_an_error(tmp_path):
         build_teachers(run_with(path), lm_task(), "cpu")
 
 
+def test_a_teacher_reads_the_same_prompts(tmp_path):
+    saved = {"continuous_prompt": True, "num_prompt_tokens": 4, "prompt_func": "lstm"}
+    flags = ("--continuous-prompt", "--cloze-eval", "--num-prompt-tokens=5", "--epochs=1")
+    for known, has in ((saved, 4), ({"continuous_prompt": False, "num_prompt_tokens": 5}, 0)):
+        folder = tmp_path / str(has)
+        folder.mkdir()
+        path = save(folder, toy_glm(toy_teacher_args()), finetuning=known)
+        run = toy_run(*flags, "--student_model=kd", program="finetune")
+        teacher = dataclasses.replace(run.teachers[0], load_pretrained=str(path), random_para=False)
+        run = dataclasses.replace(run, teachers=(teacher,))
+        message = f"was trained with --num-prompt-tokens={has}, this run has 5"
+        with pytest.raises(ConfigError, match=message):
+            build_teachers(run, lm_task(), "cpu")
+
+
 def test_another_shape_names_key_and_shapes(tmp_path):
     path = save(tmp_path, toy_glm(seed=1))
     with pytest.raises(

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.build import HeadSpec, add_head
+from model.build import HeadSpec, add_head, build_model
 from tasks.choice import LOSSES, ChoiceTask
-from tests.toy import toy_cloze_batch, toy_glm, toy_model_args
+from tests.toy import randomize, toy_cloze_batch, toy_glm, toy_model_args
 
 Z = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
 Y = torch.tensor([2, 1])
@@ -111,3 +111,24 @@ def test_inputs_are_what_the_head_takes(kind):
     scores = head(*ChoiceTask("toy", spec).inputs(batch))[0]
     assert scores.shape == (3, 2)
     assert ChoiceTask("toy", spec).hard_loss(scores, batch).shape == (3,)
+
+
+@pytest.mark.parametrize("kind", ["multi_token", "classification"])
+def test_evaluation_takes_many_choices_ten_at_a_time(kind):
+    head = HeadSpec(kind, num_classes=1)
+    args = toy_model_args()
+    module = randomize(add_head(build_model(args, head), head, args)).eval()
+    batch = toy_cloze_batch(3, choices=23)
+    sizes = []
+    module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].size(1)))
+    task = ChoiceTask("toy", head)
+    with torch.no_grad():
+        scores = module(*task.inputs(batch))[0]
+        for wanted in (4, 13, 22):  # a choice of each forward must be able to win
+            real = torch.zeros(3, 23)
+            real[:, wanted - 3 : wanted + 1] = 1.0
+            masked = dataclasses.replace(batch, choice_mask=real)
+            actual = task.answers(module, masked)
+            assert actual == task.predict(scores, masked)
+            assert all(wanted - 3 <= k <= wanted for k in actual)
+    assert sizes == [23, *[10, 10, 3] * 3]

@@ -37,7 +37,9 @@ def predictions(rank, size):
         )  # fmt: skip
         right = (whole.argmax(-1) == labels) | (batch.loss_mask == 0)
         task = GenerativeTask.__new__(GenerativeTask)
-        return task.predict(logits, batch), right.all(-1).int().tolist()
+        actual = task.predict(logits, batch)
+        assert task.answers(lm, batch) == actual
+        return actual, right.all(-1).int().tolist()
 
 
 def test_an_answer_is_right_if_all_its_tokens_are():
