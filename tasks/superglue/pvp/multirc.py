@@ -15,7 +15,7 @@ from tasks.superglue.pvp.base import PVP, Parts, cut, prefix, strip_punctuation
 class MultiRC(PVP):
     """One example an answer. Lines: {"idx", "passage": {"text", "questions": [{"idx", "question",
 
-    "answers": [{"idx", "text", "label"}]}]}}.
+    "answers": [{"idx", "text", "label"}]}]}}. MultiRC's own files have empty answers.
     """
 
     fields = (("text",), ("question",), ("text",))
@@ -38,7 +38,7 @@ class MultiRC(PVP):
                     Example(
                         guid=f"{prefix(split)}-p{number}-q{group[1]}-a{place}",
                         where=record.where,
-                        texts=(text, question, answer.text("text")),
+                        texts=(text, question, answer.text("text", empty=True)),
                         label=answer.label(self.labels, split != "test"),
                         idx=(*group, place),
                         group=group,

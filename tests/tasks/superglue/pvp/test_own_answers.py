@@ -215,6 +215,14 @@ def test_multirc_in_ids(tmp_path):
     assert dataset.guids == ["train-p1-q4-a6", "train-p1-q4-a7", "train-p1-q5-a8"]
 
 
+def test_an_answer_of_multirc_may_be_empty(tmp_path):
+    answers = [{"idx": 0, "text": "", "label": 0}]
+    passage = {"text": "A.", "questions": [{"idx": 0, "question": "Who?", "answers": answers}]}
+    for cloze in (True, False):
+        _, dataset = dataset_of(tmp_path, "multirc", [HOME | {"passage": passage}], cloze=cloze)
+        assert len(dataset) == 1
+
+
 def test_multirc_s_scores_and_submission(tmp_path):
     task, _ = dataset_of(tmp_path, "multirc", [HOME], "val")
     # Right answers: 6 and 8; chosen: 6 and 7. Question 4 has one wrong, question 5 too.
