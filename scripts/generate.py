@@ -92,7 +92,7 @@ def load(run: "RunArgs") -> "tuple[PromptFiller, RunArgs, Runtime]":
     """The model of --load-pretrained on this process's device, and its tokenizer."""
     import torch
 
-    from data_utils.build import build_tokenizer
+    from data_utils import build_tokenizer
     from distill.engine.build import with_vocabulary
     from distill.engine.checkpoint import check_sources, load_weights
     from distill.engine.launch import launch
@@ -100,7 +100,7 @@ def load(run: "RunArgs") -> "tuple[PromptFiller, RunArgs, Runtime]":
     from tasks.prompts import PromptFiller
 
     runtime = launch(run)
-    tokenizer = build_tokenizer(run.tokenizer, run.blocks)
+    tokenizer = build_tokenizer(run.tokenizer, run.blocks, run.model.max_position_embeddings)
     check_sources(run, tokenizer.fingerprint)
     run = with_vocabulary(run, tokenizer)
     model = build_model(run.model, HeadSpec("lm"), seed=run.train.seed)
