@@ -292,6 +292,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self.runtime.barrier()
+        engine.settle()
         if resumable:
             engine.save(temporary, client)
         else:

@@ -111,6 +111,10 @@ class DeepSpeedEngine(Engine):
             torch.tensor(applied), torch.as_tensor(norm).detach().float(), torch.as_tensor(scale)
         )
 
+    def settle(self) -> None:
+        if self.stage == 3:
+            self._engine.empty_partition_cache()
+
     def save(self, folder: Path, client: dict[str, Any]) -> None:
         self._engine.save_checkpoint(
             str(folder.parent), tag=folder.name, client_state=client, save_latest=False

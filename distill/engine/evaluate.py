@@ -63,6 +63,7 @@ def evaluate(
                 mine |= {sample: found for sample, weight, found in rows if weight > 0}
     finally:
         module.train(training)
+    engine.settle()
     merged = {k: v for part in gather_over_replicas(mine) for k, v in part.items()}
     predictions = dict(sorted(merged.items()))
     seconds = time.perf_counter() - started

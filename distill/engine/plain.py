@@ -98,6 +98,9 @@ class PlainEngine(Engine):
         if self._clip > 0 or self._scaler.is_enabled():
             torch._foreach_mul_([p.grad for p in self.parameters], factor)
 
+    def settle(self) -> None:
+        pass  # nothing is ever under way
+
     def save(self, folder: Path, client: dict[str, Any]) -> None:
         """One file of weights and one of the optimizer for each model-parallel rank."""
         if mpu.get_data_parallel_rank() != 0:

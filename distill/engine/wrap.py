@@ -70,6 +70,14 @@ class Engine(ABC):
         """Clip, update with this rate unless something is not finite, and clear the gradients."""
 
     @abstractmethod
+    def settle(self) -> None:
+        """Before weights are read or written outside of a forward: nothing is under way.
+
+        ZeRO-3 fetches parameters that the next module of a training step would need; after an
+        evaluation none comes. Collective.
+        """
+
+    @abstractmethod
     def save(self, folder: Path, client: dict[str, Any]) -> None:
         """Write weights, optimizer and `client` into an existing folder; every process calls it."""
 

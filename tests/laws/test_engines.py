@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import mpu
 from distill.capture import embeddings
 from distill.context import TrainState
+from distill.engine.weights import whole_weights
 from distill.engine.wrap import wrap
 from distill.registry import METHODS
 from distill.step import DistillStep
@@ -116,7 +117,7 @@ def train(
             engine.backward(loss)
         engine.step(RATE)
         losses.append(float(loss.detach()))
-    return losses, {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
+    return losses, whole_weights(engine.module, everywhere=True)
 
 
 @pytest.fixture(scope="module", params=list(RUNS))
@@ -126,9 +127,11 @@ def alone(request: pytest.FixtureRequest) -> tuple[str, list[float], dict[str, T
     return request.param, losses, weights
 
 
-@pytest.mark.parametrize("stage", [None, 0, 1, 2])
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
 def test_two_ranks_of_every_engine_equal_one_process(alone, stage):
     name, losses, weights = alone
+    if stage == 3 and name == "a pass for its gradient":
+        return  # refused: see tests/distill/test_limits.py
     ranks = run_ranks(2, train, name, stage, preload="torch" if stage is None else "deepspeed")
     for number, expected in enumerate(losses):
         assert sum(r[0][number] for r in ranks) / 2 == pytest.approx(expected, rel=1e-5)
