@@ -1,7 +1,6 @@
 """Model-parallel conversion on the way: a checkpoint cut for another size is converted first."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from distill.tune.command import Command, Flags
@@ -10,11 +9,11 @@ LOADED = ("--load-pretrained", "--teacher_load_pretrained", "--mt_load_pretraine
 _SUFFIX = re.compile(r"_MP\d+$")
 
 
-def convert(flags: Flags, fixed: Sequence[str] = ()) -> dict[str, Command]:
+def convert(flags: Flags) -> dict[str, Command]:
     """Point flags at checkpoints of --model-parallel-size; returns target -> command to make it.
 
     Only folders that exist are looked at: what a stage writes is cut for its own size already.
-    Those of size n lie beside the whole one, as PATH_MPn. fixed: parameters to be copied unsplit.
+    Those of size n lie beside the whole one, as PATH_MPn; that of size 1 is PATH itself.
     """
     size = flags.get("--model-parallel-size")
     commands: dict[str, Command] = {}
@@ -29,7 +28,7 @@ def convert(flags: Flags, fixed: Sequence[str] = ()) -> dict[str, Command]:
             target = converted(path, size)
             targets.append(target)
             if target != path and not Path(target).is_dir():
-                commands[target] = conversion(path.rstrip("/"), size, fixed)
+                commands[target] = conversion(path.rstrip("/"), size, target)
         flags[name] = ":".join(targets)
     return commands
 
@@ -44,7 +43,6 @@ def converted(path: str, size: str) -> str:
     return path if target == source else target
 
 
-def conversion(source: str, size: str, fixed: Sequence[str] = ()) -> Command:
-    """`python change_mp.py PATH SIZE`."""
-    flags: Flags = {"--fixed": tuple(fixed)} if fixed else {}
-    return Command("change_mp.py", flags, places=(source, size))
+def conversion(source: str, size: str, target: str) -> Command:
+    """`python change_mp.py PATH SIZE --out=TARGET`."""
+    return Command("change_mp.py", {"--out": target}, places=(source, size))

@@ -83,6 +83,7 @@ def report_study(options: ReportArgs) -> list[Path]:
     folder = Path(options.out) if options.out else sweep.out / "report"
     written = write_report(results, about, folder)
     files.write_text(folder / "results.csv", results_csv(graph, rows))
+    choices.studies.close()
     store.close()
     return [*written, folder / "results.csv"]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from config import ArgGroup, ConfigError, flag
+from config.notes import warn
 from config.parser import Parser
 from distill.tune.command import Flags, Value, parse_flags
 from distill.tune.presets import CONFIG, models, tasks
@@ -47,7 +48,7 @@ class TuneArgs(ArgGroup):
     del_checkpoint_activations: bool = flag(False, "leave --checkpoint-activations out")
     del_fp16: bool = flag(False, "leave --fp16 out; DeepSpeed's JSON without fp16 and ZeRO")
     fix_module_parameters_mp: str | None = flag(
-        None, "parameters that model-parallel conversion copies unsplit: k1;k2"
+        None, "taken and without effect: conversion knows how each parameter is cut"
     )
     show_tune: str | None = flag(None, "print the scores of a saved tune file, run nothing")
     data_root: str = flag("../GLM/data", "folder of checkpoints and of english_data")
@@ -96,6 +97,8 @@ def read(argv: Sequence[str]) -> Given:
     problems += _problems(given)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+    if given.tune.fix_module_parameters_mp is not None:
+        warn("--fix_module_parameters_mp: has no effect; conversion knows how each one is cut")
     return given
 
 

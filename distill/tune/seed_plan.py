@@ -123,8 +123,7 @@ class _Planner:
             flags["--custom_first_eval"] = None
         self._rates(flags)
         deepspeed = self._deepspeed(flags)
-        fixed = self.given.tune.fix_module_parameters_mp
-        self.conversions |= convert(flags, fixed.split(";") if fixed else ())
+        self.conversions |= convert(flags)
         result = Path(self.given.tune.data_root, "tmp", f"result_{self.clock()}.json")
         flags["--custom_tmp_result"] = str(result)
         include = self.gpus if ":" in self.gpus else f"localhost:{self.gpus}"

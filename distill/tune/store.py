@@ -56,6 +56,8 @@ class Store:
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.engine = sql.create_engine(url, **options)
+        if url.startswith("sqlite"):
+            sql.event.listen(self.engine, "connect", _write_ahead)
         text, number, real = sql.Text, sql.Integer, sql.Float
         kinds = {"seed": number, "pid": number, "failures": number, "interrupted": number}
         kinds |= {"heartbeat": real, "seconds": real}
@@ -197,6 +199,14 @@ class Store:
             where &= more
         with self.engine.begin() as db:
             return db.execute(table.update().where(where).values(values)).rowcount == 1
+
+
+def _write_ahead(connection: Any, _: Any) -> None:
+    """SQLite: commits that wait for no disk. A crash of the machine may lose the last ones, never
+    the file; what had ended then is found again by the files that runs leave.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _values(row: Row) -> dict[str, Any]:

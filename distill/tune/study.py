@@ -51,6 +51,11 @@ class Studies:
             self.storage = optuna.storages.RDBStorage(self.url, engine_kwargs=options)
         return self.storage
 
+    def close(self) -> None:
+        """Let go of the database."""
+        if "storage" in self.__dict__:
+            self.storage.engine.dispose()
+
     def ask(self, method: str, task: str, choices: Mapping[str, Choice]) -> tuple[int, Assignment]:
         """A proposal: Optuna's number of it, and the settings."""
         trial = self.study(method, task).ask(distributions(choices))

@@ -110,6 +110,7 @@ def work(sweep: SweepSpec, options: SweepArgs, groups: Sequence[Group]) -> bool:
         return went_well
     finally:
         signal.signal(signal.SIGTERM, before)
+        choices.studies.close()
         store.close()
 
 

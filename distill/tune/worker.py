@@ -71,6 +71,8 @@ class Worker:
                 if self._is_due():
                     rows = self._tidy()
                     self._start(rows)
+                    if not self.choices.are_asked:  # meanwhile the next ones run
+                        self.choices.tell(self.graph, self.store.rows())
                     states = self.store.states()
                     is_open = any(states[key] in OPEN for key in self.graph.nodes)
                     if not self.running and not is_open and not self._more():
@@ -105,7 +107,7 @@ class Worker:
         )
 
     def _tidy(self) -> dict[str, Row]:
-        """Take back what dead workers had; give up what needs a failed run; tell ended trials."""
+        """Take back what dead workers had; give up what needs a failed run."""
         rows, changed = self.store.rows(), False
         for key in self.graph.nodes:
             row = rows[key]
@@ -121,7 +123,8 @@ class Worker:
                 changed |= self.store.give_up(key, rows[lost[0]].state, reason)
                 rows[key] = replace(rows[key], state=rows[lost[0]].state)
         rows = self.store.rows() if changed else rows
-        self.choices.tell(self.graph, rows)
+        if self.choices.are_asked:  # Optuna learns what has ended before it proposes more
+            self.choices.tell(self.graph, rows)
         return rows
 
     def _is_dead(self, row: Row) -> bool:

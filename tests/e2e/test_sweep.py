@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.tune.report_run import report
 from tests.e2e.world import ENVIRONMENT, ROOT, make_world
 
 pytestmark = pytest.mark.slow
@@ -86,3 +88,6 @@ def test_a_sweep_killed_and_continued_has_the_table_of_one_that_was_not(tmp_path
     after = ended(tmp_path / "b")
     assert len(after) == 4
     assert {file: after[file] for file in before} == before
+    report([f"--report={tmp_path / 'b' / 'out'}"])
+    text = (tmp_path / "b/out/report/report.md").read_text()
+    assert re.search(r"\| kd, copa \|.*\| 6 samples \|", text)  # predictions explain the scores

@@ -30,8 +30,11 @@ curve = [40.0 + (seed >> i) % 100 / 10 + i for i in range(3)]
 if "lr" in flags:
     curve = [50 + float(flags["lr"]) * 1000 - 1 + i / 10 for i in range(3)]
 open(os.path.join(folder, "metrics.jsonl"), "w").close()
+seconds = float(os.environ.get("PRETEND_SECONDS", 0.03))
+if flags.get("lr") == os.environ.get("PRETEND_SLOW", "none"):
+    seconds = 3.0
 for step, value in enumerate(curve, 1):
-    time.sleep(float(os.environ.get("PRETEND_SECONDS", 0.03)) / 3)
+    time.sleep(seconds / 3)
     with open(os.path.join(folder, "metrics.jsonl"), "a") as file:
         file.write(json.dumps({"iteration": step * 10, "Train/train_loss": 1 / step}) + "\\n")
         file.write(json.dumps({"iteration": step * 10, "Train/valid_accuracy": value}) + "\\n")

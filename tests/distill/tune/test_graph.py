@@ -86,6 +86,19 @@ def test_a_flag_that_is_off_is_off_after_all(tmp_path):
     assert "--cloze-eval" not in node.flags
 
 
+def test_stages_share_the_params_of_their_method(tmp_path):
+    found = graph(
+        tmp_path,
+        ("distill_ft_soft: true}", "distill_ft_soft: true, lr: $rate}"),
+        ("flags: {warmup: 0.2}", "flags: {lr: $rate, warmup: {values: [0, 0.2]}}"),
+        ("  kd:\n", "  kd:\n    params: {rate: {values: [1e-3, 5e-4]}}\n"),
+    )
+    leaves = [x for x in found.leaves if (x.method, x.task, x.seed) == ("kd", "a", 1)]
+    rates = [[found.nodes[key].flags["--lr"] for key in leaf.stages] for leaf in leaves]
+    assert rates == [["1e-3"] * 2, ["1e-3"] * 2, ["5e-4"] * 2, ["5e-4"] * 2]
+    assert len({leaf.stages[0] for leaf in leaves}) == 2  # warmup is of the second stage only
+
+
 def test_seeds_programs_and_checkpoints(tmp_path):
     (tmp_path / "there-a").mkdir()
     (tmp_path / "there-b").mkdir()

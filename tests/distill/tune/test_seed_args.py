@@ -61,6 +61,11 @@ def test_every_mistake_is_told_at_once():
     assert "2 values for 3 tasks" in found[4]
 
 
+def test_a_flag_without_effect_says_so(caplog):
+    read(["--fix_module_parameters_mp=a;b"])
+    assert "--fix_module_parameters_mp: has no effect" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("old", "text", "expected"),
     [(True, "false", False), (4, "8", 8), (1e-5, "2e-5", 2e-5), ("auto", "x", "x")],

@@ -166,7 +166,8 @@ def test_checkpoints_are_converted_to_the_model_parallel_size(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps({"k": {"args": rows}}))
     (job,) = jobs(text)
     assert [command.words for command in job.conversions] == [
-        ["python", "change_mp.py", str(tmp_path / name), "2"] for name in ("student", "teacher_MP4")
+        ["python", "change_mp.py", f"{tmp_path}/{old}", "2", f"--out={tmp_path}/{new}"]
+        for old, new in (("student", "student_MP2"), ("teacher_MP4", "teacher_MP2"))
     ]
     first, second = (stage.command.flags for stage in job.stages)
     assert first["--load-pretrained"] == f"{tmp_path}/student_MP2"
@@ -174,5 +175,3 @@ def test_checkpoints_are_converted_to_the_model_parallel_size(tmp_path):
         f"{tmp_path}/{name}" for name in ("teacher_MP2", "there_MP2", "missing")
     )
     assert "_MP2/" not in second["--load-pretrained"]
-    (job,) = jobs(text + " --fix_module_parameters_mp='a;b'")
-    assert job.conversions[0].words[-3:] == ["--fixed", "a", "b"]

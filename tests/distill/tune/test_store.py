@@ -1,8 +1,8 @@
 """The database: a run is taken once, whoever asks; what a dead worker had can be taken back."""
 
 import multiprocessing
-import time
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 
 from distill.tune.store import DONE, FAILED, RUNNING, WAITING, Row, Store
 from distill.tune.trial_store import Trial, TrialStore
@@ -14,9 +14,9 @@ def rows(number: int = 3) -> list[Row]:
     return [Row(f"k{i}", f"run {i}", "kd", "a", "one", 1) for i in range(number)]
 
 
-def take_all(url: str, worker: str, start: float, taken: "multiprocessing.Queue") -> None:
+def take_all(url: str, worker: str, together: Barrier, taken: "multiprocessing.Queue") -> None:
     store = Store(url, "s")
-    time.sleep(max(0.0, start - time.time()))
+    together.wait(60)
     taken.put((worker, [key for key in sorted(store.states()) if store.claim(key, worker, "c")]))
 
 
@@ -24,8 +24,8 @@ def test_two_processes_never_take_the_same_run(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     Store(url, "s").add(rows(NUMBER))
     context = multiprocessing.get_context("spawn")
-    taken, start = context.Queue(), time.time() + 4
-    workers = [context.Process(target=take_all, args=(url, w, start, taken)) for w in "ab"]
+    taken, together = context.Queue(), context.Barrier(2)
+    workers = [context.Process(target=take_all, args=(url, w, together, taken)) for w in "ab"]
     for worker in workers:
         worker.start()
     found = dict(taken.get(timeout=60) for _ in workers)

@@ -180,7 +180,7 @@ def test_runs_that_lag_behind_are_pruned(tmp_path, monkeypatch):
     text = FILE.replace("flags: {warmup: 0.2}", f"flags: {{lr: {values}}}")
     text = text.replace("seeds: [1, 2, 3]", "seeds: [1]\n    pruning: {startup: 3}")
     make(tmp_path, text.replace("      b: {task: RTE, data-dir: data}\n", ""))
-    monkeypatch.setenv("PRETEND_SECONDS", "0.9")
+    monkeypatch.setenv("PRETEND_SLOW", "1e-3")
     monkeypatch.setattr(worker, "TICK", 0.1)
     assert run_here(tmp_path, slots=1)  # in their order: the worst comes last
     spec = sweep_of(tmp_path / "out")
