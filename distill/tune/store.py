@@ -5,16 +5,21 @@ only one of them can win, so that no run is ever taken twice.
 """
 
 import json
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 WAITING, RUNNING, DONE, FAILED, PRUNED = "waiting", "running", "done", "failed", "pruned"
 OPEN = (WAITING, RUNNING)
 LEASE = 90.0  # seconds without a heartbeat after which a run of another machine is taken over
 BUSY = 60.0  # seconds to wait for a locked database
+ATTEMPTS = 6  # at making tables: 6 seconds in all
+
+Made = TypeVar("Made")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Store:
             sql.Column("name", short, primary_key=True),
             sql.Column("value", text),
         )
-        meta.create_all(self.engine, checkfirst=True)
+        make_tables(lambda: meta.create_all(self.engine, checkfirst=True))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -199,6 +204,22 @@ class Store:
             where &= more
         with self.engine.begin() as db:
             return db.execute(table.update().where(where).values(values)).rowcount == 1
+
+
+def make_tables(make: Callable[[], Made]) -> Made:
+    """Make tables while others may make the same ones: who comes second finds them there.
+
+    What the database says at the last of ATTEMPTS is raised.
+    """
+    from sqlalchemy.exc import DatabaseError
+
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return make()
+        except DatabaseError as error:
+            log.debug("tables: attempt %d: %s", attempt, error)
+            time.sleep(0.2 * 2**attempt)
+    return make()
 
 
 def _write_ahead(connection: Any, _: Any) -> None:

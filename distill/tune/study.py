@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill.tune.grid import Assignment, written
-from distill.tune.store import DONE, FAILED, PRUNED
+from distill.tune.store import DONE, FAILED, PRUNED, make_tables
 from distill.tune.sweep_file import Choice
 from distill.tune.trial_store import Trial
 
@@ -48,7 +48,9 @@ class Studies:
 
         if "storage" not in self.__dict__:
             options = {"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else {}
-            self.storage = optuna.storages.RDBStorage(self.url, engine_kwargs=options)
+            self.storage = make_tables(
+                lambda: optuna.storages.RDBStorage(self.url, engine_kwargs=options)
+            )
         return self.storage
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from distill.tune.store import Store
+from distill.tune.store import Store, make_tables
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrialStore:
             sql.Column("asked", sql.Float),
             sql.Column("value", sql.Float),
         )
-        meta.create_all(store.engine, checkfirst=True)
+        make_tables(lambda: meta.create_all(store.engine, checkfirst=True))
 
     def rows(self) -> list[Trial]:
         """All trials that were asked for, or have ended."""

@@ -1,10 +1,12 @@
 """Optuna's part: proposals, trials that are told once, the median rule against its definition."""
 
+import multiprocessing
 import statistics
+from multiprocessing.synchronize import Barrier
 
 import pytest
 
-from distill.tune.store import DONE, PRUNED
+from distill.tune.store import DONE, PRUNED, Row, Store
 from distill.tune.study import Studies, lags
 from distill.tune.sweep_file import Choice
 from distill.tune.trial_store import Trial
@@ -67,3 +69,27 @@ def test_the_median_rule(curve, startup, warmup, lower):
     expected = worse and len(others) >= startup and step >= warmup
     actual = lags(curve, others, lower_is_better=lower, startup=startup, warmup=warmup)
     assert actual == expected
+
+
+def use(url: str, name: str, together: Barrier) -> None:
+    Store(url, name).close()  # imports what is slow to import
+    together.wait(60)
+    studies = Studies(url, "s", "accuracy")
+    store = Store(url.replace("first", "second"), name)
+    store.add([Row("k", "n", "m", "t", "s", 1)])
+    trial = Trial("kd", "a", int(name), {}, DONE, None, 0.0, 1.0)
+    studies.tell(trial, {}, [1])
+
+
+@pytest.mark.slow
+def test_processes_that_begin_together_make_the_tables_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    url = f"sqlite:///{tmp_path}/first.db"
+    users = [context.Process(target=use, args=(url, str(n), together)) for n in range(3)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join(120)
+    assert [user.exitcode for user in users] == [0, 0, 0]
+    assert len(Studies(url, "s", "accuracy").study("kd", "a").trials) == 3
