@@ -8,8 +8,9 @@ from config.compat import Compat
 from config.data import TOKENIZERS_BUILT, block_problems, parse_split, weight_problems
 from config.deepspeed import setting_of
 from config.errors import ConfigError
-from config.model import cut_sizes, shape_problems
+from config.model import cut_sizes
 from config.recompute import recomputation_problems
+from config.shape_checks import shape_checks
 from config.text_checks import is_lm, is_seq2seq, text_problems
 from config.vocabulary import map_problems
 from config.zero import teacher_zero_problems, zero_problems, zero_without_gpu
@@ -115,14 +116,14 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 def check_run(run: "RunArgs") -> list[str]:
     """Every problem that flags alone show: `--flag=value: what is wrong; what would be right`."""
-    checks = (_finite, _ranges, _shapes, _length, _data, _precision, _processes, _distillation)
+    checks = (_finite, _ranges, shape_checks, _length, _data, _precision, _processes, _distillation)
     checks += (text_problems, map_problems)
     return [problem for check in checks for problem in check(run)]
 
 
 def check_values(run: "RunArgs") -> list[str]:
     """Problems of single values, shapes and number formats: for programs that train nothing."""
-    checks = (_finite, _ranges, _shapes, _precision)
+    checks = (_finite, _ranges, shape_checks, _precision)
     return [problem for check in checks for problem in check(run)]
 
 
@@ -152,22 +153,6 @@ def _ranges(run: "RunArgs") -> Iterator[str]:
             if value is not None and not _is_infinite(value) and not holds(value):
                 file = setting_of(run, key, name)
                 yield f"{file or spelling[name]}={value}: {right}"
-
-
-def _shapes(run: "RunArgs") -> Iterator[str]:
-    """Sizes of the teachers (the student has checked its own), and what a shape cannot do."""
-    for t_no, teacher in enumerate(run.teachers):
-        for problem in shape_problems(teacher):
-            yield run.multi_teacher.in_its_flags(t_no, problem)
-    fast = run.program == "finetune" and run.finetuning.cloze_eval and run.finetuning.fast_decode
-    for flag, group in (
-        ("--ib_word_emb", run.model),
-        *((_flag(run, t_no, "ib_word_emb"), teacher) for t_no, teacher in enumerate(run.teachers)),
-    ):
-        if group.ib_word_emb and run.model.mem_length > 0:
-            yield f"{flag}={group.ib_word_emb}: needs whole samples; give --mem-length=0"
-        if group.ib_word_emb and fast:
-            yield f"{flag}={group.ib_word_emb}: needs whole samples; leave out --fast-decode"
 
 
 def _length(run: "RunArgs") -> Iterator[str]:

@@ -79,6 +79,11 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --load",
     ),
     (
+        ("--mem-length",),
+        lambda run: run.model.mem_length > 0,
+        "on samples that do not continue each other; it is for those who call the model",
+    ),
+    (
         ("--lr-decay-ratio",),
         lambda run: run.optim.lr_decay_style == "constant",
         "with --lr-decay-style=constant",

@@ -22,7 +22,6 @@ class Later(NamedTuple):
 
 #: Feature -> its flags, `name` or `name=default`.
 _FEATURES = {
-    "Transformer-XL (relative positions, memory)": "transformer-xl",
     "BERT models as a baseline": "pretrained-bert",
     "multi-task pretraining": (
         "multi-task-data multi-task-ratio=0 multi-seq-length multi-batch-size"

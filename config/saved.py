@@ -25,6 +25,7 @@ ARCHITECTURE = (
     "max_position_embeddings",
     "make_vocab_size_divisible_by",
     "block_position_encoding",
+    "transformer_xl",
     "compress_word_emb",
     "cross_layer_parameter_sharing",
     "inverted_bottleneck_mode",
@@ -183,7 +184,9 @@ FREE = frozenset(
     + ("data_dir", "cache_dir", "num_workers", "shuffle", "no_lazy_loader", "vocab_size")
     + ("tokenizer_path", "tokenizer_model_type", "load_pretrained", "custom_tmp_result")
     + ("mt_model_load", "mt_load_from_s", "teacher_offload")
-    + ("map_vocab_size",)  # the word table's shape tells
+    + ("map_vocab_size",)  # the word table's shape tells; how a map was built, the map
+    + tuple("student_" + name for name in ("build_map_vocab", "map_vocab_tn"))
+    + tuple("student_map_vocab_" + name for name in ("method", "ranking"))
     + ("teacher_zero_stage",)
     + tuple("mt_" + f.name for f in fields(TeacherArgs))  # compared teacher by teacher
 )

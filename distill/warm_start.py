@@ -108,7 +108,7 @@ def warm_start(module: nn.Module, teachers: Sequence[Teacher], run: RunArgs) -> 
     maps = vocab_map_of(module), vocab_map_of(teachers[number].module)
     for name, parameter in module.state_dict(keep_vars=True).items():
         source = _source(name, layers)
-        if source not in given or name.startswith(PREFIX):
+        if source not in given or name.startswith(PREFIX) or name.endswith("inv_freq"):
             continue
         with gathered(given[source]) as whole:
             if name == WORDS and any(maps):
@@ -170,6 +170,8 @@ def by_heads(name: str, shape: Sequence[int], num_heads: int) -> tuple[int, ...]
         return 3, num_heads, shape[0] // (3 * num_heads), *shape[1:]
     if re.fullmatch(r".*attention\.dense\.weight", name):
         return shape[0], num_heads, shape[1] // num_heads
+    if re.fullmatch(r".*attention\.relative\.(weight|bias)", name):
+        return num_heads, shape[0] // num_heads, *shape[1:]
     return tuple(shape)
 
 

@@ -17,6 +17,7 @@ import mpu
 from config.model import ModelArgs
 from model.cache import KeyValueCache
 from model.init import InitMethod
+from model.relative import Relative, relative_scores
 from mpu import Recorder
 
 MASKED = -65504.0  # score of an invisible key: the lowest number of fp16
@@ -56,6 +57,10 @@ class ParallelSelfAttention(nn.Module):
         self.query_key_value = mpu.ColumnParallelLinear(
             args.hidden_size, 3 * width, stride=3, init_method=init_method
         )
+        if args.transformer_xl:
+            self.relative = mpu.ColumnParallelLinear(
+                args.hidden_size, width, init_method=init_method
+            )
         self.dense = mpu.RowParallelLinear(width, width, init_method=output_init_method)
 
     def forward(
@@ -65,6 +70,7 @@ class ParallelSelfAttention(nn.Module):
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
         cache: LayerCache | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """[b, s, h], mask [b or 1, 1, s, mem + s], memory [b, mem, h] -> [b, s, u].
 
@@ -84,8 +90,8 @@ class ParallelSelfAttention(nn.Module):
         recorder.add("value_layer", value)
         if cache is not None:
             key, value = cache[0].update(key, value, cache[1])
-        if recorder.wants_any(*EXPLICIT):
-            context = self._explicit(query, key, value, mask, recorder)
+        if relative is not None or recorder.wants_any(*EXPLICIT):
+            context = self._explicit(query, key, value, mask, recorder, relative)
         else:
             context = self._fused(query, key, value, mask)
         context = context.transpose(1, 2).flatten(2)
@@ -107,9 +113,15 @@ class ParallelSelfAttention(nn.Module):
             return F.scaled_dot_product_attention(query, key, value, mask, rate)
 
     def _explicit(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, recorder: Recorder
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        recorder: Recorder,
+        relative: Relative | None,
     ) -> Tensor:
-        scores = self._scores(query, key, mask)
+        scores = self._scores(query, key, mask, relative)
         recorder.add("attention_scores", scores)
         probs = scores.softmax(-1)
         recorder.add("attention_probs", probs)
@@ -117,16 +129,26 @@ class ParallelSelfAttention(nn.Module):
         with stream:
             return F.dropout(probs, rate) @ value
 
-    def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    def _scores(
+        self, query: Tensor, key: Tensor, mask: Tensor, relative: Relative | None = None
+    ) -> Tensor:
         """Masked scores [b, n/p, s, mem + s]; with a scale above 1 shifted by each row's maximum.
 
         The scale keeps fp16 products small. The seed adds -65504 to the shifted score of an
         invisible key; here it is -65504 itself.
         """
         root = math.sqrt(self.attention_scale)
-        key = key / (root * math.sqrt(self.head_size))
+        scale = root * math.sqrt(self.head_size)
+        if relative is None:
+            scores = (query / root) @ (key / scale).transpose(-1, -2)
+        else:
+            content = (query + relative.r_w_bias[:, None]) / root
+            place = (query + relative.r_r_bias[:, None]) / root
+            distances = self._heads(self.relative(relative.sinusoids[None]))[0]
+            scores = content @ (key / scale).transpose(-1, -2)
+            scores = scores + relative_scores(place, distances / scale)
         if self.attention_scale == 1:
-            return (query @ key.transpose(-1, -2)).masked_fill(~mask, MASKED)
-        scores = ((query / root) @ key.transpose(-1, -2)) * mask
+            return scores.masked_fill(~mask, MASKED)
+        scores = scores * mask
         scores = (scores - scores.amax(-1, keepdim=True)) * self.attention_scale
         return scores.masked_fill(~mask, MASKED)

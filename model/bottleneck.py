@@ -17,6 +17,7 @@ from config.model import ModelArgs
 from model.attention import NO_RECORDER, LayerCache
 from model.init import InitMethod, gathered_linear
 from model.layer import LAYERNORM_EPS, ParallelMLP, ParallelTransformerLayer
+from model.relative import Relative
 from mpu import Recorder
 
 
@@ -43,9 +44,10 @@ class BottleneckLayer(ParallelTransformerLayer):
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
         cache: LayerCache | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """As a plain block: [b, s, h] -> [b, s, h]; `post_attention_layernorm` is [b, s, u]."""
-        inner = self.ib_linear_in(x) + self._attend(x, mask, memory, recorder, cache)
+        inner = self.ib_linear_in(x) + self._attend(x, mask, memory, recorder, cache, relative)
         inner = inner + self._feed(inner, recorder)
         for layernorm, mlp in zip(self.ib_mlp_layernorm, self.ib_mlp, strict=True):
             inner = inner + self._dropout(mlp(layernorm(inner)))

@@ -7,6 +7,7 @@ import mpu
 from config.model import ModelArgs
 from model.attention import NO_RECORDER, LayerCache, ParallelSelfAttention
 from model.init import InitMethod
+from model.relative import Relative
 from mpu import Recorder
 
 LAYERNORM_EPS = 1e-5
@@ -43,12 +44,13 @@ class ParallelTransformerLayer(nn.Module):
         memory: Tensor | None = None,
         recorder: Recorder = NO_RECORDER,
         cache: LayerCache | None = None,
+        relative: Relative | None = None,
     ) -> Tensor:
         """[b, s, h], mask [b or 1, 1, s, mem + s], memory [b, mem, h] -> [b, s, h].
 
         The memory holds inputs of this layer; it goes through the same LayerNorm as x.
         """
-        x = x + self._attend(x, mask, memory, recorder, cache)
+        x = x + self._attend(x, mask, memory, recorder, cache, relative)
         x = x + self._feed(x, recorder)
         x = recorder.edit("tf_output", tf_output=x)
         recorder.add("tf_output", x)
@@ -61,6 +63,7 @@ class ParallelTransformerLayer(nn.Module):
         memory: Tensor | None,
         recorder: Recorder,
         cache: LayerCache | None,
+        relative: Relative | None,
     ) -> Tensor:
         """What attention adds: [b, s, h] -> [b, s, h], u instead of h in a bottleneck."""
         normed = self.input_layernorm(x)
@@ -68,7 +71,7 @@ class ParallelTransformerLayer(nn.Module):
         recorder.add("layernorm_output", normed)
         if memory is not None:
             memory = self.input_layernorm(memory)
-        return self._dropout(self.attention(normed, mask, memory, recorder, cache))
+        return self._dropout(self.attention(normed, mask, memory, recorder, cache, relative))
 
     def _feed(self, x: Tensor, recorder: Recorder) -> Tensor:
         """What the MLP adds: [b, s, h], or u in a bottleneck, the same shape."""

@@ -18,12 +18,14 @@ from model.bottleneck import BottleneckLayer
 from model.cache import KeyValueCache
 from model.init import InitMethod, embedding
 from model.layer import LAYERNORM_EPS, ParallelTransformerLayer
+from model.relative import Relative, Sinusoids, head_biases
 from mpu import Recorder
+from mpu.layers import ShardedModule
 
 Numbered = Sequence[tuple[int, nn.Module]]  # layers with their number, which names their captures
 
 
-class ParallelTransformer(nn.Module):
+class ParallelTransformer(ShardedModule):
     """Positions, layers and the final LayerNorm; everything of GLM but the vocabulary.
 
     `layers` holds those with weights of their own: with shared weights one, which is applied
@@ -31,17 +33,23 @@ class ParallelTransformer(nn.Module):
     """
 
     def __init__(self, args: ModelArgs, init_method: InitMethod, output_init_method: InitMethod):
-        super().__init__()
+        super().__init__({"r_w_bias": mpu.Partition(dim=0), "r_r_bias": mpu.Partition(dim=0)})
         width = args.hidden_size
         self.hidden_dropout = args.hidden_dropout
         self.max_memory_length = args.mem_length
         self.block_position_encoding = args.block_position_encoding
         self.chunk_size = args.checkpoint_num_layers if args.checkpoint_activations else 0
         self.keep = mpu.Keep()  # where the inputs of recomputed chunks stay; the engine says
-        rows = args.max_position_embeddings + self.block_position_encoding
-        self.position_embeddings = embedding(rows, width, init_method)
-        if self.block_position_encoding:
-            self.block_position_embeddings = embedding(rows, width, init_method)
+        self.relative = args.transformer_xl
+        if self.relative:
+            heads = args.num_attention_heads, mpu.divide(args.inner_size, args.num_attention_heads)
+            self.position_embeddings: nn.Module = Sinusoids(width)
+            self.r_w_bias, self.r_r_bias = head_biases(*heads), head_biases(*heads)
+        else:
+            rows = args.max_position_embeddings + self.block_position_encoding
+            self.position_embeddings = embedding(rows, width, init_method)
+            if self.block_position_encoding:
+                self.block_position_embeddings = embedding(rows, width, init_method)
         layer = BottleneckLayer if args.inverted_bottleneck_mode else ParallelTransformerLayer
         self.rounds = args.num_layers if args.cross_layer_parameter_sharing else 1
         self.layers = nn.ModuleList(
@@ -72,7 +80,8 @@ class ParallelTransformer(nn.Module):
         assert cache is None or not (mems or torch.is_grad_enabled()), "a cache is for decoding"
         memory_length = mems[0].size(1) if mems else 0 if cache is None else len(cache)
         mask = glm_mask(attention_mask, words.size(1), memory_length, words.device)
-        x = words + self._positions(position_ids)
+        relative = self._relative(words.size(1), memory_length)
+        x = words if relative is not None else words + self._positions(position_ids)
         x = recorder.edit("embeddings", hidden_states=x, this=self)
         recorder.add("embeddings", x)
         x = F.dropout(x, self.hidden_dropout, self.training)
@@ -86,7 +95,8 @@ class ParallelTransformer(nn.Module):
         size = self.chunk_size if recompute else len(layers)
         run = self._recomputed if recompute else self._run
         for first in range(0, len(layers), size):
-            outputs = run(layers[first : first + size], x, mask, mems, below, remember, cache)
+            part = layers[first : first + size]
+            outputs = run(part, x, mask, mems, below, remember, cache, relative)
             x = outputs[-1]
             states += outputs if remember else ()
 
@@ -95,6 +105,12 @@ class ParallelTransformer(nn.Module):
         recorder.add("output", output)
         kept = None if return_memory else self.max_memory_length
         return output, _extended(states, mems, kept, detach_memory)
+
+    def _relative(self, length: int, memory: int) -> Relative | None:
+        """What layers need of relative positions; None with tables of positions."""
+        if not self.relative:
+            return None
+        return Relative(self.position_embeddings(length, memory), self.r_w_bias, self.r_r_bias)
 
     def _positions(self, position_ids: Tensor) -> Tensor:
         """[b, 2, s] or, without block positions, [b, s] -> [b, s, h]"""
@@ -112,12 +128,15 @@ class ParallelTransformer(nn.Module):
         recorder: Recorder,
         keep: bool,
         cache: KeyValueCache | None = None,
+        relative: Relative | None = None,
     ) -> list[Tensor]:
         """Outputs of these layers: of every one with `keep`, else of the last."""
         outputs = []
         for number, layer in layers:
             inputs = x, mask, mems[number] if mems else None, recorder.child(number)
-            x = layer(*inputs) if cache is None else layer(*inputs, (cache, number))
+            place = None if cache is None else (cache, number)
+            extra = (place,) if relative is None else (place, relative)
+            x = layer(*inputs) if extra == (None,) else layer(*inputs, *extra)
             outputs.append(x)
             if not keep:
                 del outputs[:-1]
@@ -132,6 +151,7 @@ class ParallelTransformer(nn.Module):
         recorder: Recorder,
         keep: bool,
         cache: None = None,
+        relative: Relative | None = None,
     ) -> list[Tensor]:
         """The same; activations are recomputed in the backward pass, captures leave as outputs.
 
@@ -146,7 +166,7 @@ class ParallelTransformer(nn.Module):
 
         def chunk(x: Tensor, mask: Tensor, *mems: Tensor) -> tuple[Tensor, ...]:
             inside = Recorder(recorder.hook, recorder.hook_op)
-            outputs = self._run(layers, x, mask, mems, inside, keep)
+            outputs = self._run(layers, x, mask, mems, inside, keep, None, relative)
             paths[:] = inside.captured
             return *outputs, *inside.captured.values()
 

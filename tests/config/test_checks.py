@@ -308,8 +308,8 @@ def test_flags_of_features_not_built_are_errors():
 
 
 def test_a_switch_of_a_feature_not_built_is_an_error():
-    (problem,) = problems([*PRETRAIN, "--transformer-xl"])
-    assert problem.startswith("--transformer-xl: is not supported yet: Transformer-XL")
+    (problem,) = problems([*PRETRAIN, "--pretrained-bert"])
+    assert problem.startswith("--pretrained-bert: is not supported yet: BERT models")
 
 
 def test_their_defaults_ask_for_nothing():

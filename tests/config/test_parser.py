@@ -106,7 +106,7 @@ def test_help_is_grouped(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert all(f"\n{title}:" in text for title in ("model", "optimizer", "teacher", "fine-tuning"))
-    assert "--transformer-xl" not in text  # of a feature not built
+    assert "--pretrained-bert" not in text  # of a feature not built
     assert "--DDP-impl" not in text  # without effect
 
 

@@ -122,10 +122,10 @@ def test_json_of_a_later_version():
 
 def test_problems_of_all_groups_come_at_once():
     argv = ["--num-layers=0", "--attention-dropout=2", "--student_model=toy", "--toy_weight=-1"]
-    found = "\n".join(problems([*argv, "--transformer-xl"], methods=TOY))
+    found = "\n".join(problems([*argv, "--pretrained-bert"], methods=TOY))
     for flag_ in ("--num-layers=0", "--attention-dropout=2.0", "--toy_weight=-1.0"):
         assert flag_ in found
-    assert "--transformer-xl" in found
+    assert "--pretrained-bert" in found
 
 
 OWN = "a class of your own is path/to/file.py:ClassName"

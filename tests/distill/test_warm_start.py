@@ -124,6 +124,9 @@ def test_heads_apart():
     )
     assert by_heads("transformer.layers.0.attention.query_key_value.bias", (48,), 4) == (3, 4, 4)
     assert by_heads("transformer.layers.0.attention.dense.weight", (16, 16), 4) == (16, 4, 4)
+    relative = "transformer.layers.0.attention.relative."
+    assert by_heads(relative + "weight", (16, 16), 4) == (4, 4, 16)
+    assert by_heads(relative + "bias", (16,), 4) == (4, 4)
     for name in ("attention.dense.bias", "mlp.dense_h_to_4h.weight", "word_embeddings.weight"):
         assert by_heads(name, (64, 16), 4) == (64, 16)
 

@@ -126,7 +126,7 @@ def test_a_part_that_fails_fails_the_case(vectors, tmp_path):
     case.mkdir()
     parts = json.loads((vectors / "param_groups/expected.json").read_text())
     parts["compress"]["no_weight_decay"].reverse()
-    parts["ib"]["kwargs"]["map_vocab_size"] = 16
+    parts["ib"]["kwargs"]["option_of_later"] = 16
     (case / "expected.json").write_text(json.dumps(parts))
     results = {r.name: r.status for r in find_check(case)(case)}
     assert results == {

@@ -43,7 +43,7 @@ def test_gathered_layers_are_cut_by_rows():
     "name",
     [
         "student.fit_dense.weight",
-        "transformer.layers.0.attention.relative.weight",
+        "transformer.layers.0.attention.relation.weight",
         "transformer.layers.x.mlp.dense_h_to_4h.weight",
         "module.word_embeddings.weight",
         "word_embeddings.weight2",
