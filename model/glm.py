@@ -106,8 +106,7 @@ class GLMModel(nn.Module):
         self.vocabulary = VocabularyOutput(self.word_embeddings, over_ids)
         self.prompt_spell: PromptSpell | None = None
         if prompts is not None:
-            draw = torch.Generator().manual_seed(mpu.derive_seed(seed, "prompts"))
-            self.prompt_spell = PromptSpell(prompts, width, draw)
+            self.prompt_spell = PromptSpell(prompts, width, mpu.derive_seed(seed, "prompts"))
 
     def forward(
         self,

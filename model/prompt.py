@@ -30,14 +30,14 @@ class PromptSpec:
 class PromptSpell(nn.Module):
     """The vectors of the prompts: () -> [n, h]."""
 
-    def __init__(self, spec: PromptSpec, hidden_size: int, generator: torch.Generator):
+    def __init__(self, spec: PromptSpec, hidden_size: int, seed: int):
         super().__init__()
         assert spec.function in PROMPT_FUNCTIONS, spec.function
         assert spec.length > 0, spec
         self.spec = spec
         # Drawn from the default generator by torch's layers, so that it is as it was afterwards.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.manual_seed(seed)
             self.spell_embeddings = nn.Embedding(spec.length, hidden_size)
             if spec.function == "lstm":
                 self.lstm_head = nn.LSTM(

@@ -11,6 +11,7 @@ vector for each. An answer may be cut in segments, each a row of its own that re
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -112,7 +113,7 @@ class Ragged:
     def __init__(self, lists: Sequence[Sequence[int]]):
         self.start = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(x) for x in lists], out=self.start[1:])
-        self.flat = np.fromiter((i for x in lists for i in x), np.int32, count=int(self.start[-1]))
+        self.flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(self.start[-1]))
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self.flat[self.start[i] : self.start[i + 1]]
@@ -198,7 +199,10 @@ class _Encoder:
                     texts[_text(part)] = None
             if row.answer is not None:
                 texts[row.answer] = None
-        self.ids = dict(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
+        ids, lengths = self.tokenizer.encode_arrays(list(texts))
+        flat, ends = ids.tolist(), np.cumsum(lengths).tolist()
+        starts = [0, *ends[:-1]]
+        self.ids = {text: flat[i:j] for text, i, j in zip(texts, starts, ends, strict=True)}
 
     def add(self, rows: Sequence[Row], where: str) -> None:
         """Append the contexts, the positions of their masks and the answers of one sample."""

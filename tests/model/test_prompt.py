@@ -143,3 +143,9 @@ def test_what_prompts_start_from():
     first, _, share = draw_words(5, 30, (), draw)
     assert int(first.max()) < 30
     assert share.tolist() == [1.0] * 5
+
+
+def test_a_model_with_prompts_can_be_built_without_weights():
+    with torch.device("meta"):  # as frozen teachers are, before each tensor is read
+        model = build_model(toy_model_args(), HeadSpec("lm", prompts=PromptSpec(2, "lstm")))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
