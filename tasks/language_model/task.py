@@ -22,7 +22,7 @@ from config.text import TextArgs
 from data_utils.bad_lines import BadLines
 from data_utils.batch import Batch
 from data_utils.tokenization import Tokenizer
-from tasks.base import FinetuneTask
+from tasks.base import FinetuneTask, in_model_labels
 from tasks.block_lm import BlockLM
 from tasks.language_model.texts import plain_wikitext, read_texts, read_whole, text_file
 from tasks.language_model.windows import Collator, Cut, Window
@@ -141,6 +141,7 @@ class LMTask(BlockLM, FinetuneTask):
 
         Logits are made for targets only.
         """
+        batch = in_model_labels(self, batch, model)
         wanted = self.row_masks(batch)["targets"] > 0
         rows = wanted.flatten().nonzero().squeeze(1)
         logits = model(*self.inputs(batch), output_rows=rows)[0]

@@ -192,6 +192,33 @@ def test_draws_follow_the_seed_and_the_distribution():
     assert set(draw(5, top_p=0.3)) <= set(order.indices[:kept].tolist())
 
 
+@torch.no_grad()
+def test_of_a_compressed_vocabulary_only_kept_words_are_written():
+    every = Symbols(sop=SOP, eop=EOP, pad=PAD, num_tokens=64)
+    kept = torch.arange(64) % 2 == 0
+    kept[[SOP, EOP]] = True
+    ids = torch.cat((kept.nonzero().flatten(), (~kept).nonzero().flatten()))
+    rows = torch.zeros(64, dtype=torch.long)
+    number = int(kept.sum())
+    rows[ids[:number]] = torch.arange(number)
+    tables = {
+        "origin_id_to_target_pos": rows,
+        "origin_id_mask_map": kept,
+        "target_pos_to_origin_id": torch.cat((ids[:number], ids[:1].expand(64 - number))),
+    }
+    found = []
+    for over_rows in (False, True):
+        model = lively(3, map_vocab_size=number, unmap_vocab_output=over_rows)
+        model.vocab_map.set_tables(tables)
+        writer = Writer(model, every, *batch())
+        decoding = Decoding(max_length=8, min_length=6, no_repeat_ngram_size=1)
+        found.append(writer.write(torch.tensor([2, 2, 3]), decoding))
+    assert found[0] == found[1]
+    written = {token for piece in found[0] for token in piece}
+    assert len(written) > 6
+    assert all(kept[token] for token in written)
+
+
 def decode_on(rank, world_size):
     mpu.initialize_model_parallel(world_size)
     return decode(rank)
