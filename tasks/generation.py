@@ -140,7 +140,7 @@ class Writer:
             written = engine.generate(
                 input_ids=start,
                 generation_config=_config(decoding, self.symbols),
-                past_key_values=self._state.cache,
+                **({} if self._state.cache is None else {"past_key_values": self._state.cache}),
                 synced_gpus=self.lockstep,
             )
         pieces = [self._cut(row) for row in written[:, 1:].tolist()]

@@ -138,6 +138,7 @@ def test_beams_are_those_of_a_search_over_lists(beams, penalty):
     model = lively(9)
     decoding = Decoding(max_length=5, num_beams=beams, length_penalty=penalty)
     (actual,) = pieces_of(model, decoding, blanks=1)
+    assert pieces_of(model, decoding, blanks=1, use_cache=False) == [actual]
     expected = [
         beam_search(model, c, m[0], beams, 5, penalty) for c, m in zip(CONTEXTS, MASKS, strict=True)
     ]

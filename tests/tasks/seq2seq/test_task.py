@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from config.compat import Compat
 from config.data import BlockLMArgs, DataArgs, TokenizerArgs
 from config.errors import ConfigError
 from config.tasks import FinetuneArgs
 from config.text import TextArgs
 from data_utils import build_tokenizer
+from tasks import build_task
 from tasks.base import token_mask
 from tests.tasks.common import bert, gpt2
 from tests.tasks.seq2seq.common import sources, targets, task_of, write_pairs, write_squad
@@ -173,6 +175,20 @@ def test_extraction_and_its_masks(tmp_path):
         task_of("extraction", tmp_path, 16, 8).dataset("train")
 
 
+def test_beams_are_drawn_on_request_only():
+    data = DataArgs(data_dir="x")
+    for compat, beams, select, drawn in (
+        ("", 3, False, False),
+        ("W16", 3, False, True),
+        ("W16", 3, True, False),
+        ("W16", 1, False, False),
+    ):
+        text = TextArgs(src_seq_length=16, tgt_seq_length=8, num_beams=beams, select_topk=select)
+        finetuning = FinetuneArgs(task="xsum")
+        task = build_task(finetuning, data, bert(), Compat.parse(compat), text=text)
+        assert task.options.decoding.draw is drawn
+
+
 @torch.no_grad()
 def test_what_is_written_is_scored(tmp_path):
     write_pairs(tmp_path, [CAT, ("Rain fell on the old house all day.", "It rained.")])
@@ -217,9 +233,6 @@ def test_bad_files_are_named(tmp_path, files, message):
 
 def test_bad_lines_can_be_left_out(tmp_path, caplog):
     write_pairs(tmp_path, [CAT, ("x", ""), CAT])
-    from config.compat import Compat
-    from tasks import build_task
-
     task = build_task(
         FinetuneArgs(task="xsum"),
         DataArgs(data_dir=str(tmp_path), skip_bad_lines=True),
