@@ -33,6 +33,7 @@ LOSSES = {
 }  # fmt: skip
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (2, 2), (1, 2))  # model parallel, data parallel
 STAGES = (0, 1, 2, 3)
+RESUMED = ("kd",)  # the others train and are evaluated
 RATE, CLIP = 1e-3, 0.5  # below every gradient norm here, so that clipping counts
 
 
@@ -101,15 +102,20 @@ def scores(step: DistillStep) -> dict[str, float]:
 def on_ranks(rank: int, world_size: int, p: int, cases: list, stop: int, folder: str) -> list[dict]:
     """Every case on this layout."""
     mpu.initialize_model_parallel(p)
-    return [one(run_of(*case[:2], **case[2]), stop, Path(folder) / str(i)) for i, case in cases]
+    return [
+        one(run_of(*case[:2], **case[2]), stop, Path(folder) / str(i), case[0] in RESUMED)
+        for i, case in cases
+    ]
 
 
-def one(run: RunArgs, stop: int, folder: Path) -> dict[str, Any]:
+def one(run: RunArgs, stop: int, folder: Path, resumes: bool) -> dict[str, Any]:
     """Training to the end; and half of it, a checkpoint, new objects, the other half."""
     step = new_step(run)
     logits = logits_of(step.student)
     records = train(step, stop)
     found = {"logits": logits, "records": records, "scores": scores(step)}
+    if not resumes:
+        return found
     half = new_step(run)
     train(half, stop // 2)
     barrier()
@@ -168,10 +174,12 @@ def check(layout: tuple[int, int], cases: list, stop: int, folder: Path) -> None
                 assert actual[0] == pytest.approx(wanted[0], rel=1e-4), about
                 assert actual[1] == pytest.approx(wanted[1], rel=1e-3), about
             assert found["scores"] == pytest.approx(expected["scores"], rel=1e-4), about
-            assert found["resumed"], about
-            assert found["same end"], about
-            assert found["file"], about
+            assert all(found[key] for key in ("resumed", "same end", "file") if name in RESUMED), (
+                about
+            )
         assert all(norm > CLIP for _, norm in expected["records"])
+        if name not in RESUMED:
+            continue
         shards = [each[number]["weights"] for each in ranks[:p]]
         _same_weights(merged(shards, like), expected["weights"], about)
 
@@ -198,4 +206,4 @@ def test_twenty_steps_do_not_depend_on_the_layout(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", [(1, 2), pytest.param((2, 2), marks=pytest.mark.slow)])
 def test_an_offloaded_optimizer_trains_alike(layout, tmp_path):
-    check(layout, [("glmd", stage, {"offload": True}) for stage in STAGES[1:]], 4, tmp_path)
+    check(layout, [("kd", stage, {"offload": True}) for stage in STAGES[1:]], 4, tmp_path)

@@ -32,6 +32,33 @@ def test_streams_of_a_grid_of_two_by_two():
     assert len({tuple(row.tolist()) for row in forked}) == 4
 
 
+def masks_of_streams(rank, world_size):
+    """What dropout keeps (1 or 0) of 40,000 numbers in each stream of a 2 x 2 grid, twice."""
+    mpu.initialize_model_parallel(2)
+    found = []
+    for _ in range(2):
+        mpu.seed_step(5, 17, 1, mpu.get_data_parallel_rank())
+        replicated = F.dropout(torch.ones(40_000), 0.5) > 0
+        with mpu.get_rng_tracker().fork():
+            sharded = F.dropout(torch.ones(40_000), 0.5) > 0
+        found.append(torch.stack([replicated, sharded]).float())
+    assert torch.equal(*found)
+    return found[0]
+
+
+def test_dropout_is_equal_where_it_must_be_and_independent_elsewhere():
+    """Two fair masks of n numbers agree on n / 2 of them, give or take sqrt(n) / 2."""
+    ranks = run_ranks(4, masks_of_streams)  # ranks 0, 1 are one model-parallel group; 2, 3 another
+    assert torch.equal(ranks[0][0], ranks[1][0])
+    assert torch.equal(ranks[2][0], ranks[3][0])
+    apart = [ranks[0][0], ranks[2][0], *(rank[1] for rank in ranks)]
+    for number, one in enumerate(apart):
+        assert abs(float(one.mean()) - 0.5) < 4 * 0.5 / 40_000**0.5
+        for other in apart[:number]:
+            agree = float((one == other).float().mean())
+            assert abs(agree - 0.5) < 4 * 0.5 / 40_000**0.5
+
+
 def test_the_default_stream_stands_still_while_forked():
     [(default, _, after)] = run_ranks(1, _draws, 1, (1, 2, 3))
     mpu.seed_step(1, 2, 3, dp_rank=0)
