@@ -10,7 +10,8 @@ by each of:
     lean     the toolkit without logits: `mpu.row_losses`
     liger    LigerFusedLinearJSD (GPU) or its chunked loss (CPU), where liger-kernel is installed
 
-All take turns in one process; times are medians, and ratios the median of those of each turn. Peak
+All take turns in one process; times are medians, and ratios the median of those of each turn. On a
+CPU they are the process's own CPU seconds, which other programs of the machine hardly change. Peak
 memory is what a process of its own adds by one forward and backward, gradients included and inputs
 left out: the resident set's high-water mark (Linux), or CUDA's largest allocation. On a GPU the
 defaults are bf16 and 131072 columns.
@@ -109,16 +110,17 @@ def make_inputs(options: argparse.Namespace) -> Inputs:
 
 
 def run(form: str, inputs: Inputs) -> tuple[float, float]:
-    """Seconds of one forward and backward, and the loss."""
+    """Seconds (CPU seconds on a CPU) of one forward and backward, and the loss."""
+    clock = time.perf_counter if inputs[0].is_cuda else time.process_time
     for x in inputs:
         x.grad = None
-    begin = time.perf_counter()
+    begin = clock()
     loss = FORMS[form](inputs)
     loss.backward()
     value = loss.item()  # waits for a GPU's forward
     if inputs[0].is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - begin, value
+    return clock() - begin, value
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

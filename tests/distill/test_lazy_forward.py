@@ -7,6 +7,7 @@ from torch import Tensor
 import distill.lazy_forward
 import mpu.row_losses
 from distill.lazy_logits import Logits
+from distill.offload import Slot
 from distill.step import StepOutput
 from distill.student import GLMStudent
 from model.glm import VocabularyOutput
@@ -186,3 +187,16 @@ def test_a_task_with_another_hard_loss_needs_its_logits():
     assert OtherInRows.hard_loss_by_rows()
     assert not GenerativeTask.predicts_by_rows()
     assert not ChoiceTask.hard_loss_by_rows()
+
+
+def test_an_offloaded_teacher_leaves_its_table(monkeypatch, backwards):
+    monkeypatch.setattr(distill.lazy_forward, "FEW", 0)
+    batch, found = toy_lm_batch(3), []
+    for away in (False, True):
+        step = toy_step(toy_run(*KINDS["kd"], "--teacher_map_vocab_size=48"))
+        if away:
+            step.teachers[0].offload(Slot("cpu"))
+        output = take(step, batch)
+        found.append([output.loss.detach(), *grads_of(step.student.module).values()])
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected)
