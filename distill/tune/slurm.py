@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def submit(text: str, argv: Sequence[str], out: Path) -> None:
-    """Submit the workers and wait for them. ConfigError: submitit is missing, wrong options.
+    """Submit the workers and wait for them. SystemExit(1) if one failed.
+
+    ConfigError: submitit is missing, wrong options.
 
     text: `jobs=4,partition=gpu,gpus_per_node=2,timeout_min=600`; `jobs` and `cluster` (slurm, or
     local: processes of this machine) are ours, all else goes to submitit.
@@ -28,14 +31,16 @@ def submit(text: str, argv: Sequence[str], out: Path) -> None:
         executor.update_parameters(name=f"sweep-{out.name}", **options)
     except (RuntimeError, NameError, ValueError) as error:
         raise ConfigError(f"--slurm={text}: {error}") from error
-    words = ["python", "distill/auto_tune.py", *without_slurm(argv)]
-    jobs = [
-        executor.submit(submitit.helpers.CommandFunction(words, cwd=ROOT)) for _ in range(number)
-    ]
+    words = [sys.executable, str(ROOT / "distill" / "auto_tune.py"), *without_slurm(argv)]
+    worker = submitit.helpers.CommandFunction(words, cwd=Path.cwd())
+    jobs = [executor.submit(worker) for _ in range(number)]
     log.info("%d workers submitted: %s", number, ", ".join(job.job_id for job in jobs))
     log.info("%s; logs below %s", shlex.join(words), out / "slurm")
-    for job in jobs:
-        job.result()
+    failures = [error for job in jobs if (error := job.exception()) is not None]
+    for error in failures:
+        log.error("%s", error)
+    if failures:
+        sys.exit(1)
 
 
 def parse(text: str) -> dict[str, str | int]:

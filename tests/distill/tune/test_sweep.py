@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -101,7 +102,7 @@ def test_the_example_is_a_sweep(monkeypatch):
 
 
 def test_slurm_gets_a_worker_for_each_job(monkeypatch, tmp_path):
-    made = []
+    made, failure = [], [None]
 
     class Executor:
         def __init__(self, folder, cluster):
@@ -114,7 +115,7 @@ def test_slurm_gets_a_worker_for_each_job(monkeypatch, tmp_path):
 
         def submit(self, function):
             made.append(function)
-            return SimpleNamespace(job_id="7", result=lambda: None)
+            return SimpleNamespace(job_id="7", exception=lambda: failure[0])
 
     helpers = SimpleNamespace(CommandFunction=lambda words, cwd: (words, cwd))
     monkeypatch.setitem(
@@ -122,13 +123,17 @@ def test_slurm_gets_a_worker_for_each_job(monkeypatch, tmp_path):
     )
     argv = ["--sweep=x", "--slurm", "jobs=2", "--slots=1"]
     slurm.submit("jobs=2,partition=gpu,gpus_per_node=1", argv, tmp_path / "s")
-    worker = (["python", "distill/auto_tune.py", "--sweep=x", "--slots=1"], ROOT)
+    words = [sys.executable, str(ROOT / "distill/auto_tune.py"), "--sweep=x", "--slots=1"]
+    worker = (words, Path.cwd())
     assert made == [
         (tmp_path / "s" / "slurm", "slurm"),
         {"name": "sweep-s", "partition": "gpu", "gpus_per_node": 1},
         worker,
         worker,
     ]
+    failure[0] = RuntimeError("out of time")
+    with pytest.raises(SystemExit):
+        slurm.submit("jobs=1", argv, tmp_path / "s")
     with pytest.raises(ConfigError, match="wrong is unknown"):
         slurm.submit("wrong=1", argv, tmp_path)
     for text in ("jobs", "jobs=0", "jobs=x", "=1"):
