@@ -323,3 +323,36 @@ def test_shards_are_those_of_the_whole(size, name, compat):
     assert actual.keys() == expected.keys()
     for key, tensor in expected.items():
         assert torch.equal(actual[key], tensor), key
+
+
+SHAPED = {  # sizes, and flags of other shapes than the plain one
+    "bottlenecks": (
+        (2, 16, 4, 4, 24, 4),
+        *("--inverted_bottleneck_mode", "--ib_hidden_size=8", "--ib_ffn_num=2"),
+        *("--teacher_inverted_bottleneck_mode", "--teacher_ib_hidden_size=16"),
+    ),
+    "neighbours": ((2, 16, 4, 4, 24, 4), "--ib_word_emb=8", "--teacher_ib_word_emb=12"),
+    "albert": (
+        (3, 16, 4, 4, 24, 8),
+        *("--compress_word_emb=8", "--cross_layer_parameter_sharing"),
+        "--teacher_compress_word_emb=12",
+    ),
+    "even": ((2, 16, 4, 4, 48, 8), "--student_init_layers=even"),
+    "relative": ((2, 16, 4, 4, 24, 4), "--transformer-xl"),
+}
+
+
+def on_rank_shaped(rank: int, world_size: int, name: str) -> dict[str, Tensor]:
+    mpu.initialize_model_parallel(world_size)
+    return {k: v.clone() for k, v in states(run_of(*SHAPED[name]))[2].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", SHAPED)
+def test_shards_of_every_shape_are_those_of_the_whole(name, size):
+    run = run_of(*SHAPED[name])
+    _, _, expected = states(run)
+    actual = merged(run_ranks(size, on_rank_shaped, name), toy_student(run, lm_task()))
+    for key, tensor in expected.items():
+        assert torch.equal(actual[key], tensor), key
