@@ -23,6 +23,7 @@ from config.text import TextArgs
 from data_utils.tokenization import Tokenizer
 from model.cache import KeyValueCache
 from model.embedding import NeighbourWords
+from model.transformer import ParallelTransformer
 from model.vocab_map import VocabMap
 
 
@@ -97,12 +98,13 @@ class Writer:
         """tokens [b, s], position_ids [b, 2, s], sep [b]: what lies behind sep is padding.
 
         `use_cache=False` encodes everything anew for each token: slow, to check the other way. It
-        is the only one for models that need whole samples (--ib_word_emb).
+        is the only one for models that need to know which tokens are neighbours (--ib_word_emb,
+        --transformer-xl): padding would stand between a shorter context and its piece.
         """
         self.lockstep = dist.is_initialized() and any(
             hasattr(p, "ds_id") for p in model.parameters()
         )
-        use_cache = use_cache and not any(isinstance(m, NeighbourWords) for m in model.modules())
+        use_cache = use_cache and not any(map(_wants_neighbours, model.modules()))
         self.model, self.symbols, self.block_position = model, symbols, block_position
         self._device = tokens.device
         self._vocab_map = next((m for m in model.modules() if isinstance(m, VocabMap)), None)
@@ -176,6 +178,11 @@ class Writer:
         logits = _over_ids(logits, self._vocab_map)
         logits[:, self.symbols.num_tokens :] = float("-inf")
         return logits
+
+
+def _wants_neighbours(module: nn.Module) -> bool:
+    relative = isinstance(module, ParallelTransformer) and module.relative
+    return relative or isinstance(module, NeighbourWords)
 
 
 def _over_ids(logits: Tensor, vocab_map: VocabMap | None) -> Tensor:
