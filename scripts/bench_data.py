@@ -206,6 +206,7 @@ def bench_record(folder: str) -> list[Row]:
     slow = SlowWordPiece(ASSETS / "bert-base-uncased-vocab.txt")
 
     def epoch(tokenizer: Tokenizer, times: int) -> int:
+        """Read and encode, then take every sample so many times; the number of samples."""
         dataset = make_task(TASKS["record"], "record", 0, tokenizer, options).dataset("val")
         assert dataset is not None
         for _ in range(times):
