@@ -29,6 +29,7 @@ import mpu
 from config import RunArgs
 from data_utils.batch import Batch
 from distill.context import TrainState
+from distill.engine.wrap import given
 from distill.step import DistillStep
 from distill.student import build_student
 from distill.teacher import Teacher, TeacherOutput
@@ -198,8 +199,14 @@ class _Engine:
     module: nn.Module
     device: torch.device = META
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.module(*inputs, **options)
+    def __call__(
+        self,
+        *inputs: Any,
+        output_rows: Tensor | None = None,
+        hook: Any = None,
+        hook_op: Any = None,
+    ) -> Any:
+        return self.module(*inputs, **given(output_rows, hook, hook_op))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
