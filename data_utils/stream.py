@@ -171,7 +171,9 @@ class _Stream:
     def _endless(self) -> Iterator[tuple[str, str]]:
         while True:
             read = 0
-            for number, row in enumerate(self._rows, start=1):
+            # In a loader's worker plain iteration would give that worker its share of the files.
+            for number, columns in enumerate(self._rows.iter(batch_size=1), start=1):
+                row = {name: values[0] for name, values in columns.items()}
                 try:
                     found = row_text(row, self.corpus.reading)
                 except ValueError as e:
@@ -194,7 +196,22 @@ def _open(corpus: Corpus) -> Any:
         raise ImportError(
             f"{corpus.flag}={corpus.name}: streaming needs datasets: pip install datasets"
         ) from None
-    return load_dataset(**dict(corpus.dataset or ()), streaming=True)
+    arguments = dict(corpus.dataset or ())
+    if isinstance(pattern := arguments.get("data_files"), str):
+        arguments["data_files"] = files_in_order(pattern)
+    return load_dataset(**arguments, streaming=True)
+
+
+def files_in_order(pattern: str) -> list[str]:
+    """The files of a pattern, local or remote, by name: `load_dataset` keeps a folder's own order,
+
+    which changes when something is written into it.
+    """
+    from fsspec.core import url_to_fs
+
+    files, path = url_to_fs(pattern)
+    found = sorted(files.glob(path)) if any(c in path for c in "*?[") else [path]
+    return [files.unstrip_protocol(name) for name in found] or [pattern]
 
 
 def _write(path: Path, text: str) -> None:

@@ -120,6 +120,18 @@ def test_loaders_of_a_stream_resume_exactly(folder: Path, tmp_path: Path, monkey
     assert sum(map(len, first)) == 4
 
 
+def test_files_come_by_name_whatever_the_folder_lists(tmp_path: Path):
+    expected = [f"{letter}.jsonl" for letter in "abcdefgh"]
+    for name in sorted(expected, key=lambda name: hash(name[::-1])):
+        jsonl(tmp_path / name, [name])
+    files = stream.files_in_order(f"{tmp_path}/*.jsonl")
+    assert [Path(file).name for file in files] == expected
+    (actual,) = stream.files_in_order(str(tmp_path / "a.jsonl"))
+    assert Path(actual.removeprefix("file://")) == tmp_path / "a.jsonl"
+    corpus = find_corpus(f"stream:{tmp_path}/*.jsonl")
+    assert [row["text"] for row in stream._open(corpus)] == expected
+
+
 def test_what_a_stream_cannot_do(folder: Path, tmp_path: Path):
     name, tokenizer = f"stream:{folder}/*.jsonl", small_tokenizer(folder)
 
