@@ -78,9 +78,9 @@ def measure(runs: int, seconds: float, slots: int) -> dict[str, float]:
         "runs": runs,
         "seconds_of_a_run": seconds,
         "slots": slots,
-        "bare_seconds": round(plain, 2),
-        "sweep_seconds": round(swept, 2),
-        "reading_and_checking_seconds": round(checked, 2),
+        "bare_seconds": round(plain, 4),
+        "sweep_seconds": round(swept, 4),
+        "reading_and_checking_seconds": round(checked, 4),
         "overhead_percent": round(100 * (swept + checked - plain) / plain, 2),
     }
 

@@ -53,6 +53,9 @@ class Local:
         """fp32."""
         return contextlib.nullcontext()
 
+    def settle(self) -> None:
+        """Nothing is ever under way."""
+
 
 def toy_run(*flags: str, program: str = "pretrain") -> RunArgs:
     """A run of toy sizes; flags given later win."""

@@ -93,7 +93,7 @@ def test_takd_is_stopped_and_goes_on(world):
 def test_a_chain_that_is_done_starts_nothing(world, capsys, monkeypatch):
     arguments = words(world, "takd", "--truncate", flags=KD)
     assert list(summaries(world / "takd")) == NAMES, "by the test before"
-    monkeypatch.setattr(chain.subprocess, "Popen", None)
+    monkeypatch.setattr(chain, "start", None)
     assert chain.main(arguments) == 0
     assert capsys.readouterr().out.count("done before") == 2
 
