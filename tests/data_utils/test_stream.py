@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from config.data import BlockLMArgs, DataArgs
 from config.errors import ConfigError
@@ -118,6 +119,15 @@ def test_loaders_of_a_stream_resume_exactly(folder: Path, tmp_path: Path, monkey
     halves = [steps(rank=r, ranks=2) for r in (0, 1)]
     first = [batch for rank in halves for batch in rank[0]]
     assert sum(map(len, first)) == 4
+
+
+def test_every_worker_of_a_loader_reads_the_whole_stream(folder: Path, tmp_path: Path):
+    alone, numbers = dataset(folder, tmp_path / "one"), range(0, 96, 16)  # one of each block
+    expected = [alone[i].text for i in numbers]
+    batches = [[i] for i in numbers]
+    shared = dataset(folder, tmp_path / "two")
+    loader = DataLoader(shared, batch_sampler=batches, num_workers=2, collate_fn=list)
+    assert [sample.text for (sample,) in loader] == expected
 
 
 def test_files_come_by_name_whatever_the_folder_lists(tmp_path: Path):
