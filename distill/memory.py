@@ -270,20 +270,29 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *_
 
 @contextlib.contextmanager
 def _pretended_ranks(size: int) -> Iterator[None]:
-    """Model-parallel groups of this size, of which only this process exists."""
+    """Model-parallel groups of this size, of which only this process exists; then as before.
+
+    Whatever fails, no pretended group is left: a program that ends inside one takes itself for a
+    rank among others, and leaves without a word to them.
+    """
+    assert not dist.is_initialized(), "memory is planned in a process without process groups"
     if size == 1:
         yield
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    assert not dist.is_initialized(), "memory is planned in a process of its own"
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
-    mpu.initialize_model_parallel(size)
+    alone = mpu.model_parallel_is_initialized()  # without process groups that is one of size 1
+    mpu.destroy_model_parallel()
     try:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+        mpu.initialize_model_parallel(size)
         yield
     finally:
         mpu.destroy_model_parallel()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        if alone:
+            mpu.initialize_model_parallel(1)
 
 
 @contextlib.contextmanager

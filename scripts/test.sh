@@ -20,4 +20,6 @@ fi
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 # Two processes; a file's tests stay together, since they share what is costly to build.
-exec "$bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "${marks[@]}" "$@"
+# A process that dies fails the run: in its place xdist 3.8 would start one that can wait for ever.
+exec "$bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --max-worker-restart=0 \
+  "${marks[@]}" "$@"
