@@ -1,7 +1,8 @@
 """Tasks by name: `--task=SST-2`, `--task=sst2` and `--task=sst_2` are the same."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from config.compat import Compat
 from config.data import DataArgs
@@ -14,20 +15,25 @@ if TYPE_CHECKING:
     from tasks.base import FinetuneTask
 
 
+@dataclass(frozen=True)
+class Setting:
+    """All that a run says to its task."""
+
+    finetuning: FinetuneArgs
+    data: DataArgs
+    tokenizer: Tokenizer
+    compat: Compat
+    block_position: bool = True  # False: every token of an answer has block position 1
+    text: TextArgs = TextArgs()  # noqa: RUF009 - frozen; of tasks whose answers are texts
+
+
 class Buildable(Protocol):
     """What the registry holds: a description that `build` turns into a task."""
 
+    metric_names: ClassVar[Sequence[str]]
+
     @classmethod
-    def build(
-        cls,
-        name: str,
-        finetuning: FinetuneArgs,
-        data: DataArgs,
-        tokenizer: Tokenizer,
-        compat: Compat,
-        block_position: bool,
-        text: TextArgs,
-    ) -> "FinetuneTask":
+    def build(cls, name: str, setting: Setting) -> "FinetuneTask":
         """The task with its files and tokenizer."""
 
 
@@ -74,4 +80,9 @@ def build_task(
     ConfigError: unknown task, pattern or metric, a verbalizer that is not one token.
     """
     name = task_name(finetuning.task)
-    return TASKS[name].build(name, finetuning, data, tokenizer, compat, block_position, text)
+    found, wanted = TASKS[name], finetuning.validation_metric
+    if wanted is not None and wanted.lower() not in found.metric_names:
+        raise ConfigError(
+            f"--validation-metric={wanted}: {name} has {', '.join(found.metric_names)}"
+        )
+    return found.build(name, Setting(finetuning, data, tokenizer, compat, block_position, text))

@@ -14,11 +14,6 @@ import numpy as np
 from torch import nn
 
 import mpu
-from config.compat import Compat
-from config.data import DataArgs
-from config.errors import ConfigError
-from config.tasks import FinetuneArgs
-from config.text import TextArgs
 from data_utils.bad_lines import BadLines
 from data_utils.batch import Batch
 from data_utils.tokenization import Tokenizer
@@ -26,7 +21,7 @@ from tasks.base import FinetuneTask, in_model_labels
 from tasks.block_lm import BlockLM
 from tasks.language_model.texts import plain_wikitext, read_texts, read_whole, text_file
 from tasks.language_model.windows import Collator, Cut, Window
-from tasks.registry import register_task
+from tasks.registry import Setting, register_task
 
 HIGHEST = 20.0  # nats; the logarithm of the largest perplexity that is told, as in the seed
 
@@ -91,22 +86,9 @@ class LMTask(BlockLM, FinetuneTask):
         self._data: Any = None
 
     @classmethod
-    def build(
-        cls,
-        name: str,
-        finetuning: FinetuneArgs,
-        data: DataArgs,
-        tokenizer: Tokenizer,
-        compat: Compat,
-        block_position: bool,
-        text: TextArgs,
-    ) -> "LMTask":
-        """The task of the command line. ConfigError for a metric that it has not."""
-        wanted = finetuning.validation_metric
-        if wanted is not None and wanted not in cls.metric_names:
-            raise ConfigError(
-                f"--validation-metric={wanted}: {name} has {', '.join(cls.metric_names)}"
-            )
+    def build(cls, name: str, setting: Setting) -> "LMTask":
+        """The task of the command line."""
+        data, text = setting.data, setting.text
         files = data.valid_data or ("",)
         options = Options(
             length=data.eval_seq_length or data.seq_length,
@@ -115,9 +97,9 @@ class LMTask(BlockLM, FinetuneTask):
             file=files[0],
             text_key=data.text_key,
             skip_bad_lines=data.skip_bad_lines,
-            block_position=block_position,
+            block_position=setting.block_position,
         )
-        return cls(name, tokenizer, options)
+        return cls(name, setting.tokenizer, options)
 
     @abstractmethod
     def read(self, file: Path, bad: BadLines) -> Any:

@@ -11,17 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from config.compat import Compat
-from config.data import DataArgs
 from config.errors import ConfigError
-from config.tasks import FinetuneArgs
-from config.text import TextArgs
 from data_utils.bad_lines import BadLines
 from data_utils.batch import Batch
 from data_utils.tokenization import Tokenizer
 from tasks.base import FinetuneTask, as_float, weighted
 from tasks.block_lm import BlockLM
 from tasks.generation import Decoding, Symbols, Writer
+from tasks.registry import Setting
 from tasks.seq2seq.encode import Collator, Ids, Lengths, Row, Sample
 from tasks.seq2seq.files import Example
 from tasks.seq2seq.metrics import readable
@@ -85,41 +82,28 @@ class Seq2SeqTask(BlockLM, FinetuneTask):
         self._datasets: dict[str, Seq2SeqData | None] = {}
 
     @classmethod
-    def build(
-        cls,
-        name: str,
-        finetuning: FinetuneArgs,
-        data: DataArgs,
-        tokenizer: Tokenizer,
-        compat: Compat,
-        block_position: bool,
-        text: TextArgs,
-    ) -> "Seq2SeqTask":
-        """The task of the command line. ConfigError for a metric that it has not."""
+    def build(cls, name: str, setting: Setting) -> "Seq2SeqTask":
+        """The task of the command line. ConfigError for a library that is not installed."""
         _check_installed(name)
-        wanted = finetuning.validation_metric
-        if wanted is not None and wanted not in cls.metric_names:
-            raise ConfigError(
-                f"--validation-metric={wanted}: {name} has {', '.join(cls.metric_names)}"
-            )
+        text = setting.text
         decoding = Decoding(
             max_length=text.tgt_seq_length,
             min_length=text.min_tgt_length,
             num_beams=text.num_beams,
-            length_penalty=finetuning.length_penalty,
+            length_penalty=setting.finetuning.length_penalty,
             no_repeat_ngram_size=text.no_repeat_ngram_size,
-            draw="W16" in compat and text.num_beams > 1 and not text.select_topk,
+            draw="W16" in setting.compat and text.num_beams > 1 and not text.select_topk,
         )
         options = Options(
             lengths=Lengths(text.src_seq_length, text.tgt_seq_length),
             decoding=decoding,
-            data_dir=data.data_dir,
+            data_dir=setting.data.data_dir,
             label_smoothing=text.label_smoothing,
             mask_ratio=text.blank_maskratio,
-            block_position=block_position,
-            skip_bad_lines=data.skip_bad_lines,
+            block_position=setting.block_position,
+            skip_bad_lines=setting.data.skip_bad_lines,
         )
-        return cls(name, tokenizer, options)
+        return cls(name, setting.tokenizer, options)
 
     @abstractmethod
     def read(self, folder: Path, split: str, bad: BadLines) -> list[Example] | None:

@@ -4,10 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from config.compat import Compat
-from config.data import DataArgs
 from config.errors import ConfigError
-from config.tasks import FinetuneArgs
 from data_utils.batch import Batch
 from data_utils.tokenization import Tokenizer
 from model.build import HeadSpec
@@ -109,25 +106,6 @@ def make_task(
     if pvp.generative:
         return GenerativeTask(pvp, tokenizer)
     return SuperGlueTask(pvp, tokenizer)
-
-
-def build_superglue(
-    pvp_class: type["PVP"],
-    name: str,
-    finetuning: FinetuneArgs,
-    data: DataArgs,
-    tokenizer: Tokenizer,
-    compat: Compat,
-    block_position: bool,
-) -> SuperGlueTask | GenerativeTask:
-    """The task of the command line. ConfigError for a pattern or metric that it has not."""
-    wanted = finetuning.validation_metric
-    if wanted is not None and wanted.lower() not in pvp_class.metric_names:
-        raise ConfigError(
-            f"--validation-metric={wanted}: {name} has {', '.join(pvp_class.metric_names)}"
-        )
-    options = Options.of(finetuning, data, compat, block_position)
-    return make_task(pvp_class, name, finetuning.pattern_id, tokenizer, options)
 
 
 def _head(pvp: "PVP", multi_token: bool, verbalizers: tuple[int, ...]) -> HeadSpec:

@@ -11,20 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from config.compat import Compat
-from config.data import DataArgs
 from config.errors import ConfigError
-from config.tasks import FinetuneArgs
-from config.text import TextArgs
 from data_utils.bad_lines import BadLines
-from data_utils.tokenization import Tokenizer
+from tasks.registry import Setting
 from tasks.superglue import metrics
 from tasks.superglue.data import STOP, Example, Record, read_records
 from tasks.superglue.dataset import EncodedDataset
 from tasks.superglue.encode import PROMPT, Cut, Part, Row
 from tasks.superglue.generative import GenerativeTask
 from tasks.superglue.options import FEW_FILES, Options
-from tasks.superglue.task import SuperGlueTask, build_superglue
+from tasks.superglue.task import SuperGlueTask, make_task
 
 Parts = tuple[list[Part], list[Part]]
 
@@ -67,18 +63,12 @@ class PVP(ABC):
         self.name, self.pattern_id, self.options = name, pattern_id, options
 
     @classmethod
-    def build(
-        cls,
-        name: str,
-        finetuning: FinetuneArgs,
-        data: DataArgs,
-        tokenizer: Tokenizer,
-        compat: Compat,
-        block_position: bool,
-        text: TextArgs,
-    ) -> SuperGlueTask | GenerativeTask:
-        """The task with its files and tokenizer; called by `tasks.registry.build_task`."""
-        return build_superglue(cls, name, finetuning, data, tokenizer, compat, block_position)
+    def build(cls, name: str, setting: Setting) -> SuperGlueTask | GenerativeTask:
+        """The task of the command line. ConfigError for a pattern that it has not."""
+        options = Options.of(
+            setting.finetuning, setting.data, setting.compat, setting.block_position
+        )
+        return make_task(cls, name, setting.finetuning.pattern_id, setting.tokenizer, options)
 
     # What a subclass may say.
 
