@@ -134,6 +134,21 @@ def read_records(
     return _read_csv(path, columns, bad) if path.suffix == ".csv" else _read_jsonl(path, bad)
 
 
+def read_object(path: Path) -> Record:
+    """A .json file that holds one object. ValueError names the file and what is wrong."""
+    content = path.read_bytes()
+    try:
+        values = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}, line 1: must be an object {{...}}")
+    return Record(path, 1, values)
+
+
 def find_split(folder: str | Path, names: Sequence[str], task: str, split: str) -> Path | None:
     """The first of the named files in the folder; None where a test file is missing.
 

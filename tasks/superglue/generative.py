@@ -79,8 +79,10 @@ class GenerativeTask(BlockLM, FinetuneTask):
         """Index of a sample -> 1 (true) or 0, for a whole split. {} if it has no labels."""
         return self.scorer.metrics(predictions, split)
 
-    def submission(self, predictions: Mapping[int, int], split: str) -> tuple[str, list[str]]:
-        """Name and lines of the file that the task's official server takes."""
+    def submission(
+        self, predictions: Mapping[int, int], split: str
+    ) -> tuple[str, list[str]] | None:
+        """Name and lines of the file that the task's official server takes; None without one."""
         return self.scorer.submission(predictions, split)
 
 

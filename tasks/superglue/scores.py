@@ -32,8 +32,12 @@ class Scorer:
         seed = self.pvp.seed_fractions
         return {name: x / 100.0 if name in seed else x for name, x in scores.items()}
 
-    def submission(self, predictions: Mapping[int, int], split: str) -> tuple[str, list[str]]:
-        """Name and lines of the file that the task's official server takes."""
+    def submission(
+        self, predictions: Mapping[int, int], split: str
+    ) -> tuple[str, list[str]] | None:
+        """Name and lines of the file that the task's official server takes; None without one."""
+        if not self.pvp.submits:
+            return None
         dataset = self.splits(split)
         assert dataset is not None, split
         assert len(predictions) == len(dataset), (len(predictions), len(dataset))

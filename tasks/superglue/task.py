@@ -84,8 +84,10 @@ class SuperGlueTask(ChoiceTask):
         """Index of a sample -> chosen label, for a whole split. {} if the split has no labels."""
         return self.scorer.metrics(predictions, split)
 
-    def submission(self, predictions: Mapping[int, int], split: str) -> tuple[str, list[str]]:
-        """Name and lines of the file that the task's official server takes."""
+    def submission(
+        self, predictions: Mapping[int, int], split: str
+    ) -> tuple[str, list[str]] | None:
+        """Name and lines of the file that the task's official server takes; None without one."""
         return self.scorer.submission(predictions, split)
 
     def _warn_of_long_answers_only(self) -> None:

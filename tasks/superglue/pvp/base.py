@@ -46,6 +46,7 @@ class PVP(ABC):
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
     seed_fractions: ClassVar[frozenset[str]] = frozenset()  # scores that the seed gives in [0, 1]
     official: ClassVar[str | None] = None  # file of a submission; its suffix is its format
+    submits: ClassVar[bool] = True  # a server takes what is predicted here
     clean: ClassVar[bool] = True  # curly quotes and dashes become ASCII
     columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # of files without a header, by name
     files: ClassVar[dict[str, tuple[str, ...]]] = {

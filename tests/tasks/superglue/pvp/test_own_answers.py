@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from config.errors import ConfigError
+from data_utils.bad_lines import BadLines
 from tasks.superglue.data import Example
 from tasks.superglue.dataset import EncodedDataset
 from tasks.superglue.encode import encode
@@ -263,3 +265,62 @@ def test_race_reads_folders(tmp_path):
     (folder / "2.txt").write_text(json.dumps(article | {"answers": ["A", "E"]}))
     with pytest.raises(ValueError, match=r"2.txt, line 1: field 'questions\[1\].label' is 'E'"):
         task_of("race", tmp_path).dataset("train")
+
+
+def squad_file(path, *questions, passage="Ann met Ben in Rome."):
+    path.write_text(
+        json.dumps({"data": [{"paragraphs": [{"context": passage, "qas": questions}]}]})
+    )
+
+
+def test_squad_writes_one_answer_and_is_right_with_any(tmp_path):
+    rome = {"id": "a", "question": "Where?", "answers": [{"text": "Rome"}, {"text": "in Rome"}]}
+    who = {"id": "b", "question": "Who left?", "answers": []}
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        squad_file(tmp_path / name, rome, who)
+    squad_file(tmp_path / "test-v2.0.json", {"id": "c", "question": "When?"})
+    task = task_of("squad", tmp_path)
+    train, val = task.dataset("train"), task.dataset("val")
+    batch = task.collate([train[0], train[1]])
+    words = "Ann met Ben in Rome. Where?[MASK]."
+    eos, sop, eop = (bert().get_command(name).Id for name in ("eos", "sop", "eop"))
+    context = [bert().get_command("ENC").Id, *bert().encode(words), eos]
+    assert row_ids_of(batch, 0) == [*context, sop, *bert().encode(" Rome")]
+    scored = batch.labels[1][batch.loss_mask[1] > 0].tolist()
+    assert scored == [*bert().encode(" N/A"), eop]
+    # Validation: the answers of a question share their fate.
+    assert (len(train), len(val)) == (2, 3)
+    assert task.metrics({0: 0, 1: 1, 2: 0}) == {"em": 50.0}
+    assert task.metrics({0: 0, 1: 0, 2: 0}) == {"em": 0.0}
+    assert task.metrics({0: 0}, "test") == {}
+    assert task.submission({0: 1, 1: 0, 2: 1}, "val") is None
+    with pytest.raises(ConfigError, match="--task=squad: .* give --cloze-eval"):
+        task_of("squad", tmp_path, cloze=False)
+
+
+def row_ids_of(batch, row):
+    """Token ids up to the end of the answer's input."""
+    return batch.tokens[row][: int(batch.loss_mask[row].nonzero()[-1]) + 1].tolist()
+
+
+def test_bad_files_of_squad(tmp_path):
+    path = tmp_path / "train-v2.0.json"
+    pvp = task_of("squad", tmp_path).pvp
+    good = {"id": "a", "question": "Where?", "answers": [{"text": "Rome"}]}
+    place = r"train-v2.0.json, line 1: field 'data\[0\].paragraphs\[0\].qas\[1\]"
+    for wrong, message in (
+        (good | {"question": " "}, place + ".question' is empty"),
+        (good | {"answers": "Rome"}, place + ".answers' is 'Rome'; must be a list"),
+        (good | {"answers": [{"text": 3}]}, place + r".answers\[0\].text' is 3; must be a text"),
+    ):
+        squad_file(path, good, wrong)
+        with pytest.raises(ValueError, match=message):
+            pvp.read(path, "train")
+        bad = BadLines(skip=True)
+        assert len(pvp.read(path, "train", bad)) == bad.number == 1
+    path.write_text('{"data": [{"paragraphs": 3}, {"paragraphs": []}]}')
+    with pytest.raises(ValueError, match=r"'data\[0\].paragraphs' is 3; must be a list"):
+        pvp.read(path, "train")
+    path.write_bytes(b'{\n"data": "\xff"}')
+    with pytest.raises(ValueError, match="train-v2.0.json, line 2: not UTF-8"):
+        pvp.read(path, "train")
