@@ -9,9 +9,11 @@
     results = run_ranks(2, work, x)         # [result of rank 0, result of rank 1]
 
 How: a server process imports torch once (`preload="deepspeed"`: DeepSpeed too, and what its
-initialize imports) and forks the ranks of each call. It never runs a tensor operation itself, so
-forking is safe. Each kind of server starts at its first use (3 s; 5 s with DeepSpeed) and ends with
-the process that uses it. Works from pytest, from scripts and from `python -m`.
+initialize imports) and each caller's module, and forks the ranks of each call. It never runs a
+tensor operation itself and has one thread, so forking is safe. Its objects are hidden from the
+garbage collector of the ranks, which DeepSpeed runs for every engine. Each kind of server starts at
+its first use (3 s; 7 s with DeepSpeed) and ends with the process that uses it. Works from pytest,
+from scripts and from `python -m`.
 
 A rank starts with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, OMP_NUM_THREADS=1,
 DS_ACCELERATOR=cpu set, no CUDA, the process group initialised through a file (no ports), torch's
@@ -24,6 +26,7 @@ ranks printed); the others are killed. RankError.tracebacks maps ranks to text.
 import atexit
 import contextlib
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
@@ -49,6 +52,7 @@ _TORCH = (
     "torch.distributed",
     "torch.utils.checkpoint",
     "torch._dynamo",  # the first activation checkpoint imports it
+    "torch.profiler._cupti_monitor",  # and the first optimizer this
     "numpy",
     "pytest",
 )
@@ -61,6 +65,9 @@ PRELOAD = {
         "torch._inductor.scheduler",
         "torch.distributed.tensor",
         "torch.distributed.fsdp",
+        "deepspeed.module_inject.auto_ep_layer",
+        "deepspeed.runtime.superoffload.superoffload_stage3",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # compiles: half of the inductor
     ),
 }
 ENVIRONMENT = {
@@ -232,6 +239,11 @@ def _no_shm_op() -> None:
 
 def _run_job(job: _Job, client: Connection) -> dict[int, tuple[bool, Any]] | None:
     """Fork the ranks and collect what they report; None when the client has gone."""
+    try:
+        importlib.import_module(job.module)
+    except Exception:
+        return dict.fromkeys(range(job.world_size), (False, traceback.format_exc()))
+    gc.freeze()
     sys.stdout.flush()
     sys.stderr.flush()
     readers: dict[Connection, int] = {}

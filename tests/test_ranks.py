@@ -1,6 +1,8 @@
 """The rank runner itself: a test that cannot fail on a rank tests nothing."""
 
+import gc
 import os
+import sys
 import time
 
 import pytest
@@ -98,6 +100,31 @@ def _uninitialised(rank, size):
 
 def test_a_run_without_a_process_group():
     assert run_ranks(2, _uninitialised, process_group=False) == [False, False]
+
+
+def _absent(rank, size):
+    pass
+
+
+def test_a_module_that_ranks_cannot_import(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tests.absent", sys.modules[__name__])
+    monkeypatch.setattr(_absent, "__module__", "tests.absent")
+    with pytest.raises(RankError, match="No module named 'tests.absent'") as error:
+        run_ranks(2, _absent)
+    assert set(error.value.tracebacks) == {0, 1}
+    assert run_ranks(2, _who) == [(0, 2), (1, 2)]  # the server lives on
+
+
+def _process(rank, size):
+    return len(os.listdir(f"/proc/{os.getppid()}/task")), gc.get_freeze_count()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of threads")
+@pytest.mark.parametrize("preload", ["torch", "deepspeed"])
+def test_servers_have_one_thread_and_hide_what_they_imported(preload):
+    for threads, frozen in run_ranks(2, _process, preload=preload):
+        assert threads == 1
+        assert frozen > 100_000
 
 
 def test_functions_that_ranks_cannot_import():
