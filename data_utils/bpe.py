@@ -43,7 +43,7 @@ class GPT2BPETokenizer(FastTokenizer):
     _S = "\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     # Signs but ', which begins 's and the like: letters before one of them are a word.
     _SIGN = r"!-&(-/:-@\[-`{-~"
-    _UNIT = re.compile(f"[{_S}]+(?![^{_S}])| ?[A-Za-z]+(?=[{_SIGN}{_S}]|$)| ?[^{_S}]+|[{_S}]")
+    _UNIT = re.compile(f" ?[A-Za-z]+(?=[{_SIGN}{_S}]|$)| ?[^{_S}]+|[{_S}]+(?![^{_S}])|[{_S}]")
 
     def __init__(
         self,

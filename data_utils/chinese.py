@@ -6,14 +6,19 @@ Chinese models, where gMASK (of --task-mask) and dBLOCK share eop's id.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_utils.tokenization import CommandToken, Tokenizer
+from data_utils.units import Ids, flatten, merge
 
 SPACE = "\u2581"  # how a piece spells the space before it
+JOINED = 256  # words that the library encodes as one text
 
 
 def find_model(path: Path) -> Path:
@@ -35,6 +40,8 @@ class ChineseSPTokenizer(Tokenizer):
 
     kind = "ChineseSPTokenizer"
     _UNIT = re.compile("[^ \t\n\r]+")
+    _MORE_SPACES = "\x0b\x0c\x1c\x1d\x1e\x1f"  # what str.split takes for white space beside
+    _PLAIN = re.compile(r"[!-;=-Z\\-~]+")  # printable ASCII, but what command tokens begin with
 
     def __init__(
         self,
@@ -99,8 +106,37 @@ class ChineseSPTokenizer(Tokenizer):
         return found
 
     def _cut(self, text: str) -> list[str]:
-        # No piece holds a space but at its start, and every word gets one.
-        return self._UNIT.findall(text)
+        return self._UNIT.findall(text) if self._word_starts is not None else [text]
+
+    def _cutter(self, joined: str) -> Callable[[str], list[str]]:
+        plain = joined.isascii() and not any(c in joined for c in self._MORE_SPACES)
+        return str.split if plain and self._word_starts is not None else self._cut
+
+    def _encode_units(self, units: list[str]) -> Ids:
+        """Words in ASCII are encoded together: each begins where a piece has a space."""
+        if self._word_starts is None:
+            return super()._encode_units(units)
+        plain = np.fromiter(map(bool, map(self._PLAIN.fullmatch, units)), dtype=bool)
+        words = [units[i] for i in np.flatnonzero(plain)]
+        texts = [" ".join(words[i : i + JOINED]) for i in range(0, len(words), JOINED)]
+        ids, _ = flatten(self._model.encode(texts, num_threads=1))
+        first = np.flatnonzero(self._word_starts[ids])
+        if len(first) != len(words):  # of one, the normaliser makes nothing, or two
+            return super()._encode_units(units)
+        others = super()._encode_units([units[i] for i in np.flatnonzero(~plain)])
+        return merge(plain, (ids, np.diff(first, append=len(ids))), others)
+
+    @cached_property
+    def _word_starts(self) -> np.ndarray | None:
+        """[pieces] bool: has it a space? None where words do not stand alone in this model.
+
+        They do if every word gets a space, and no piece has one but at its start.
+        """
+        pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
+        alone = "".join(self._model.encode(" \t a\r\n b ", out_type=str)) == f"{SPACE}a{SPACE}b"
+        if not alone or any(SPACE in piece[1:] for piece in pieces):
+            return None
+        return np.array([piece.startswith(SPACE) for piece in pieces])
 
     def _definition(self) -> list[Any]:
         return [hashlib.sha256(self._file.read_bytes()).hexdigest()]

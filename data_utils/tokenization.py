@@ -12,20 +12,21 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, count, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_utils.units import Ids, UnitTable, flatten, merge, split_at
+
 ASSETS = Path(__file__).parent / "assets"
 SENTENCE_ENDS = ".?!;:\n\u3002\uff1f\uff01\uff1b\u2026"  # the last five: full-width . ? ! ; and ...
-CACHED_UNITS = 500_000  # pieces of text that encode_arrays remembers: about 100 MB
-CACHED_IDS = 4_000_000  # and their ids, where the pieces are long
+LONGEST = 100  # characters of a word; longer ones are [UNK] in WordPiece
+JOINED = 32  # words that the library encodes as one text: fewer objects, and no slower cuts
 
 # Rust threads do not survive a fork: forked workers (a DataLoader's) encode in one thread.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -61,38 +62,6 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-class _UnitTable:
-    """The ids of pieces of text met so far: a number for each, and arrays over the numbers."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def encode(
-        self, encode: Callable[[list[str]], list[list[int]]], units: list[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all units in one array, and the length of each. `encode` is asked for new ones."""
-        if len(self._numbers) > CACHED_UNITS or len(self._ids) > CACHED_IDS:
-            self._clear()
-        known = len(self._numbers)
-        numbers = np.fromiter(map(self._numbers.__getitem__, units), dtype=np.int64)
-        found = encode(list(islice(self._numbers, known, None)))
-        new = [np.array(ids, dtype=np.int32) for ids in found]
-        lengths = np.array([len(ids) for ids in new], dtype=np.int64)
-        self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(lengths) - lengths])
-        self._lengths = np.concatenate([self._lengths, lengths])
-        self._ids = np.concatenate([self._ids, *new])
-        taken = self._lengths[numbers]
-        ends = np.cumsum(taken)
-        shift = np.repeat(self._starts[numbers] - ends + taken, taken)
-        return self._ids[np.arange(len(shift)) + shift], taken
-
-    def _clear(self) -> None:
-        self._numbers: defaultdict[str, int] = defaultdict(count().__next__)
-        self._starts = np.empty(0, np.int64)
-        self._lengths = np.empty(0, np.int64)
-        self._ids = np.empty(0, np.int32)
-
-
 class Tokenizer(ABC):
     """Text to ids and back. Subclasses say how text is cut and name the command tokens."""
 
@@ -101,7 +70,7 @@ class Tokenizer(ABC):
     def __init__(self, commands: Sequence[CommandToken]):
         self.commands = {c.name: c for c in commands}
         self._surfaces = {c.Id: c.token for c in commands}
-        self._units = _UnitTable()
+        self._units = UnitTable()
         assert self.get_command("pad").Id == self.get_command("eos").Id
 
     @property
@@ -130,15 +99,26 @@ class Tokenizer(ABC):
         found = self._encode(list(texts))
         return [[] if b else ids for b, ids in zip(blank, found, strict=True)]
 
-    def encode_arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_arrays(self, texts: Sequence[str]) -> Ids:
         """Ids of all texts in one array [tokens], and the length of each [texts].
 
         The same ids as `encode`. Text is cut where a word cannot depend on its neighbours, and a
         word is encoded once: on corpora several times faster than encoding whole texts.
         """
-        units = [self._pieces(text) for text in texts]
-        ids, unit_lengths = self._units.encode(self._encode, list(chain.from_iterable(units)))
-        ends = np.concatenate([[0], np.cumsum(unit_lengths)])
+        joined = "\n".join(texts)
+        commands = [c.token for c in self.commands.values() if c.token in joined]
+        cut = self._cutter(joined)
+        units = [
+            []
+            if not text or text.isspace()
+            # A text with command tokens is a unit: they may swallow the space before them.
+            else [text]
+            if commands and any(token in text for token in commands)
+            else cut(text)
+            for text in texts
+        ]
+        ids, lengths = self._units.encode(self._encode_units, chain.from_iterable(units))
+        ends = np.concatenate([[0], np.cumsum(lengths)])
         return ids, np.diff(ends[np.cumsum([0, *map(len, units)])])
 
     @cached_property
@@ -154,11 +134,13 @@ class Tokenizer(ABC):
         description = json.dumps([self.kind, commands, *self._definition()])
         return hashlib.sha256(description.encode()).hexdigest()[:32]
 
-    def _pieces(self, text: str) -> list[str]:
-        if not text.strip():
-            return []
-        whole = any(command.token in text for command in self.commands.values())
-        return [text] if whole else self._cut(text)
+    def _encode_units(self, units: list[str]) -> Ids:
+        """Ids of units, as `_encode` has them."""
+        return flatten(self._encode(units))
+
+    def _cutter(self, joined: str) -> Callable[[str], list[str]]:
+        """`_cut`, or what does the same for each of some texts; `joined` has all of them."""
+        return self._cut
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -206,16 +188,26 @@ class FastTokenizer(Tokenizer):
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def _encode_units(self, units: list[str]) -> Ids:
+        """Many units as one text, between command tokens: those cut it before anything else."""
+        end = self.get_command("sop")
+        starts = range(0, len(units), JOINED)
+        texts = ["".join(u + end.token for u in units[i : i + JOINED]) for i in starts]
+        ids, lengths = split_at(flatten(self._encode(texts))[0], end.Id)
+        # A unit that holds the same command token would be cut by it.
+        return (ids, lengths) if len(lengths) == len(units) else super()._encode_units(units)
+
 
 class BertWordPieceTokenizer(FastTokenizer):
     """BERT's uncased WordPiece. Ids of bert-base-uncased are those of GLM's checkpoints."""
 
     kind = "BertWordPieceTokenizer"
-    # ASCII punctuation stands alone. Else words end where white space survives the normaliser:
-    # other control characters vanish.
+    # ASCII punctuation and Chinese characters stand alone. Else words end where white space
+    # survives the normaliser: other control characters vanish.
     _P = r"!-/:-@\[-`{-~"
     _S = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-    _UNIT = re.compile(f"[^{_P}{_S}]+|[{_P}]")
+    _HAN = "\u4e00-\u9fff"
+    _UNIT = re.compile(f"[^{_P}{_S}{_HAN}]+|[{_P}{_HAN}]")
 
     def __init__(
         self,
@@ -248,12 +240,14 @@ class BertWordPieceTokenizer(FastTokenizer):
         for number in range(1, num_sentinels + 1):
             commands.append(CommandToken(f"MASK{number}", f"[MASK{number}]"))
             commands.append(CommandToken(f"sop{number}", f"<|startofpiece{number}|>"))
-        fast = Fast(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        fast = Fast(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST))
         fast.normalizer = normalizers.BertNormalizer(lowercase=True)
         fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         super().__init__(fast, commands)
         self._ids = ids
         self._words = list(ids)
+        # Words that are one token, whatever stands around them: the longest match is all of them.
+        self._plain = {w: i for w, i in ids.items() if len(w) <= LONGEST and _is_plain(w)}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens joined by spaces, `##` pieces glued to the word before; padding ids are [UNK]."""
@@ -272,10 +266,23 @@ class BertWordPieceTokenizer(FastTokenizer):
         return self._ids[key]
 
     def _cut(self, text: str) -> list[str]:
-        return self._UNIT.findall(text)
+        # The vocabulary is lower-case; beyond ASCII that is left to the normaliser.
+        return self._UNIT.findall(text.lower() if text.isascii() else text)
+
+    def _encode_units(self, units: list[str]) -> Ids:
+        """Words of the vocabulary are looked up here."""
+        found = np.fromiter((self._plain.get(unit, -1) for unit in units), dtype=np.int32)
+        known = found >= 0
+        others = super()._encode_units([units[i] for i in np.flatnonzero(~known)])
+        return merge(known, (found[known], np.ones(known.sum(), dtype=np.int64)), others)
 
     def _definition(self) -> list[Any]:
         return [self._words]
+
+
+def _is_plain(word: str) -> bool:
+    """Is it of lower-case ASCII letters and digits, which the normaliser leaves as they are?"""
+    return word.isascii() and word.isalnum() and word == word.lower()
 
 
 def extra_commands(task_mask: bool, block_mask: bool, lstrip: bool = False) -> list[CommandToken]:

@@ -179,6 +179,7 @@ def test_sentinels():
 ALPHABET = [
     *"aAbBzZ019 \t\n\r.,'\"!?#_-()[]<|>",
     *("'s", "'LL", " the", "  ", "\n\n", "[MASK]", " [CLS] ", "<|endoftext|>", "ing"),
+    *("<|startofpiece|>", " the cat", "Hello", "word", "x" * 101, "don't"),
     *"\u00e9\u00c9\u00e7\u0130\u01c5\u03a3\u03c2\u0301\u0308\u00ad\u200b\u200d\ufeff\ufffd\u4f60\u597d\uac00\U0001f600",
     *"\x00\x01\x0b\x0c\x1c\x1d\x1e\x1f\x7f\x85\u00a0\u1680\u180e\u2003\u2028\u2029\u202f\u205f\u3000",
     *"\u201c\u2019\u2013\u00b2\u0663\u216b\u00b4\u2581\u00a8\uff01\uff0c",
@@ -198,6 +199,42 @@ def test_encode_arrays_is_encode(kind: str, request: pytest.FixtureRequest):
         assert wrong == [], repeat
     assert tokenizer.encode_batch(texts) == expected
     assert tokenizer.encode_arrays([])[0].tolist() == []
+
+
+WORDS = ["the cat sat", "a  cat , sat", "cat~sat ~ the", "\u4f60 cat", " the\ncat", "at the_cat"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"add_dummy_prefix": False},
+        {"remove_extra_whitespaces": False},
+        {"treat_whitespace_as_suffix": True},
+        {"split_by_whitespace": False},
+        {"normalization_rule_tsv": "7E\t20\n"},  # ~ is a space
+        {"normalization_rule_tsv": "7E\t\n"},  # ~ is nothing
+    ],
+    ids=lambda options: "_".join(options) or "plain",
+)
+def test_arrays_of_a_sentencepiece_model_of_ones_own(tmp_path: Path, options: dict):
+    from sentencepiece import SentencePieceTrainer
+
+    if tsv := options.get("normalization_rule_tsv"):
+        (tmp_path / "rules.tsv").write_text(tsv, encoding="utf-8")
+        options = {"normalization_rule_tsv": str(tmp_path / "rules.tsv")}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat on the mat", "a cat ate", "at the"] * 20),
+        model_prefix=str(tmp_path / "own"),
+        vocab_size=24,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    tokenizer = ChineseSPTokenizer(tmp_path / "own.model")
+    expected = [tokenizer.encode(text) for text in WORDS]
+    ids, lengths = tokenizer.encode_arrays(WORDS)
+    assert [a.tolist() for a in np.split(ids, np.cumsum(lengths)[:-1])] == expected
 
 
 def test_ids_of_the_padded_vocabulary_can_be_decoded(bert: Tokenizer, gpt2: Tokenizer):
