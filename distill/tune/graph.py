@@ -67,6 +67,13 @@ class Graph:
         named = [*node.teachers] if node.start is None else [node.start, *node.teachers]
         return [key for key in named if key in self.nodes]
 
+    def trials(self) -> dict[tuple[str, str, int], list[Leaf]]:
+        """(method, task, number of the choice) -> its leaves, one a seed."""
+        found: dict[tuple[str, str, int], list[Leaf]] = {}
+        for leaf in self.leaves:
+            found.setdefault((leaf.method, leaf.task, leaf.trial), []).append(leaf)
+        return found
+
 
 def build(sweep: SweepSpec, trials: Trials, processes: int = 1) -> Graph:
     """The graph of these trials, seed after seed. ConfigError: models that are missing."""

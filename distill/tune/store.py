@@ -137,14 +137,17 @@ class Store:
         table = self.runs
         with self.engine.connect() as db:
             query = self.sql.select(table.c.key, table.c.state)
-            return {r.key: r.state for r in db.execute(query.where(table.c.study == self.study))}
+            found = db.execute(query.where(table.c.study == self.study))
+            return dict(found.all())
 
-    def rows(self) -> dict[str, Row]:
-        """Key -> run."""
+    def rows(self, keys: Iterable[str] | None = None) -> dict[str, Row]:
+        """Key -> run, of these runs or of all."""
         table = self.runs
+        query = self.sql.select(table).where(table.c.study == self.study)
+        if keys is not None:
+            query = query.where(table.c.key.in_(list(keys)))
         with self.engine.connect() as db:
-            found = db.execute(self.sql.select(table).where(table.c.study == self.study))
-            return {row.key: _row(row._mapping) for row in found}
+            return {row.key: _row(row._mapping) for row in db.execute(query)}
 
     def claim(self, key: str, worker: str, code: str) -> bool:
         """Take a waiting run; whether it is ours now."""

@@ -36,14 +36,15 @@ class Studies:
             down = (self.metric or "") in LOWER_IS_BETTER
             self._open[method, task] = optuna.create_study(
                 study_name=f"{self.name}/{method}/{task}",
-                storage=self._storage(),
+                storage=self.open_storage(),
                 direction="minimize" if down else "maximize",
                 sampler=optuna.samplers.TPESampler(seed=self.seed, constant_liar=True),
                 load_if_exists=True,
             )
         return self._open[method, task]
 
-    def _storage(self) -> Any:
+    def open_storage(self) -> Any:
+        """Optuna's tables in the sweep's database, made if need be."""
         import optuna
 
         if "storage" not in self.__dict__:

@@ -1,7 +1,8 @@
 """Trials: which settings each method is run with on each task, and how each choice ended."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any
 
@@ -13,6 +14,7 @@ from distill.tune.sweep_file import SweepSpec
 from distill.tune.trial_store import Trial, TrialStore
 
 ASKING = "asking"
+RowsOf = Callable[[Iterable[str]], Mapping[str, Row]]  # keys -> runs as the database has them
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Choices:
     trials: TrialStore
     studies: Studies
     processes: int
+    _told: set[tuple[str, str, int]] = field(default_factory=set)
+    _prepared: bool = False
 
     def graph(self) -> Graph:
         """All runs of all trials that are known by now."""
@@ -79,25 +83,43 @@ class Choices:
             trial, replace(trial, optuna=number, settings=found, state="open")
         )
 
-    def tell(self, graph: Graph, rows: dict[str, Row]) -> None:
+    def prepare(self) -> None:
+        """Open Optuna's storage: a second or two, best spent while programs run."""
+        if not self._prepared:
+            self._prepared = True
+            self.studies.open_storage()
+
+    def tell(self, graph: Graph, states: Mapping[str, str], rows_of: RowsOf) -> None:
         """Trials of which every seed has ended, to the database and to Optuna."""
-        groups: dict[tuple[str, str, int], list[Leaf]] = {}
-        for leaf in graph.leaves:
-            groups.setdefault((leaf.method, leaf.task, leaf.trial), []).append(leaf)
+        ended = {
+            place: leaves
+            for place, leaves in graph.trials().items()
+            if place not in self._told
+            and not any(states[leaf.stages[-1]] in OPEN for leaf in leaves)
+        }
+        if not ended:
+            return
+        rows = rows_of(leaf.stages[-1] for leaves in ended.values() for leaf in leaves)
         old = {(t.method, t.task, t.number): t for t in self.trials.rows()}
-        for place, leaves in groups.items():
+        for place, leaves in ended.items():
             last = [rows[leaf.stages[-1]] for leaf in leaves]
-            before = old.get(place)
-            changed = before is None or dict(before.settings) != leaves[0].settings
-            ended = not changed and before is not None and before.state not in OPEN + ("open",)
-            if ended or any(row.state in OPEN for row in last):
+            if any(row.state in OPEN for row in last):  # taken again meanwhile
                 continue
-            trial = before if before is not None else Trial(*place, leaves[0].settings)
-            new = replace(trial, settings=leaves[0].settings, **self._outcome(last))
-            told = self.trials.change(trial, new) if before else self.trials.add(new)
-            if told:
-                choices = settings(self.sweep.methods[leaves[0].method])
-                self.studies.tell(new, choices, [leaf.seed for leaf in leaves])
+            self._tell(old.get(place), leaves, last)
+            self._told.add(place)
+
+    def _tell(self, before: Trial | None, leaves: list[Leaf], last: list[Row]) -> None:
+        """One trial, unless somebody told it before."""
+        first = leaves[0]
+        is_known = before is not None and dict(before.settings) == first.settings
+        if before is not None and is_known and before.state not in (*OPEN, "open"):
+            return
+        trial = before or Trial(first.method, first.task, first.trial, first.settings)
+        new = replace(trial, settings=first.settings, **self._outcome(last))
+        told = self.trials.change(before, new) if before else self.trials.add(new)
+        if told:
+            choices = settings(self.sweep.methods[first.method])
+            self.studies.tell(new, choices, [leaf.seed for leaf in leaves])
 
     def _outcome(self, last: list[Row]) -> dict[str, Any]:
         states = {row.state for row in last}

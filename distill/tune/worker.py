@@ -4,6 +4,7 @@ Several workers, on one machine or on many, work on the same study. What a worke
 was killed is begun anew, or goes on from its last checkpoint.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -12,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from distill.tune import process
@@ -62,6 +63,7 @@ class Worker:
         self._news = True
         self.pruner = Pruner(self.sweep.pruning, self.sweep.metric, out)
         self.graph = Graph()
+        self._order: list[Node] = []  # that of taking runs
 
     def run(self) -> bool:
         """Until every run has ended, here or elsewhere; whether none failed."""
@@ -69,11 +71,11 @@ class Worker:
         try:
             while True:
                 if self._is_due():
-                    rows = self._tidy()
-                    self._start(rows)
+                    states = self._tidy()
+                    states = self._start(states)
                     if not self.choices.are_asked:  # meanwhile the next ones run
-                        self.choices.tell(self.graph, self.store.rows())
-                    states = self.store.states()
+                        self.choices.prepare()
+                        self.choices.tell(self.graph, states, self.store.rows)
                     is_open = any(states[key] in OPEN for key in self.graph.nodes)
                     if not self.running and not is_open and not self._more():
                         break
@@ -102,30 +104,30 @@ class Worker:
     def _expand(self) -> None:
         """The graph of the trials known by now, its runs in the database."""
         self.graph = self.choices.graph()
-        self.store.add(
-            Row(n.key, n.name, n.method, n.task, n.stage, n.seed) for n in self.graph.nodes.values()
-        )
+        nodes = self.graph.nodes.values()
+        self.store.add(Row(n.key, n.name, n.method, n.task, n.stage, n.seed) for n in nodes)
+        self._order = sorted(nodes, key=lambda node: node.method is not None)
 
-    def _tidy(self) -> dict[str, Row]:
-        """Take back what dead workers had; give up what needs a failed run."""
-        rows, changed = self.store.rows(), False
-        for key in self.graph.nodes:
-            row = rows[key]
-            if row.state == RUNNING and key not in self.running and self._is_dead(row):
+    def _tidy(self) -> dict[str, str]:
+        """Take back what dead workers had; give up what needs a failed run. Key -> state."""
+        states, nodes = self.store.states(), self.graph.nodes
+        others = [k for k in nodes if states[k] == RUNNING and k not in self.running]
+        for key, row in self.store.rows(others).items() if others else ():
+            if row.state == RUNNING and self._is_dead(row):
                 self._end_left_over(row)
-                changed |= self.store.release(row)
-        for key, node in self.graph.nodes.items():
-            state = rows[key].state
-            lost = [n for n in self.graph.needs(node) if rows[n].state in (FAILED, PRUNED)]
-            if state == WAITING and lost:
-                name = rows[lost[0]].name
-                reason = f"needs {name}, which was {rows[lost[0]].state}"
-                changed |= self.store.give_up(key, rows[lost[0]].state, reason)
-                rows[key] = replace(rows[key], state=rows[lost[0]].state)
-        rows = self.store.rows() if changed else rows
+                if self.store.release(row):
+                    states[key] = WAITING
+        for key, node in nodes.items():
+            if states[key] != WAITING:
+                continue
+            lost = next((n for n in self.graph.needs(node) if states[n] in (FAILED, PRUNED)), None)
+            if lost is not None:
+                reason = f"needs {nodes[lost].name}, which was {states[lost]}"
+                self.store.give_up(key, states[lost], reason)
+                states[key] = states[lost]
         if self.choices.are_asked:  # Optuna learns what has ended before it proposes more
-            self.choices.tell(self.graph, rows)
-        return rows
+            self.choices.tell(self.graph, states, self.store.rows)
+        return states
 
     def _is_dead(self, row: Row) -> bool:
         host, pid, started = row.worker.rsplit(":", 2)
@@ -141,38 +143,41 @@ class Worker:
                 for pid, started in below:
                     process.end(pid, started)
 
-    def _start(self, rows: dict[str, Row]) -> None:
+    def _start(self, states: dict[str, str]) -> dict[str, str]:
+        """A run on each idle group, while there are any; how things are then."""
         busy = {each.group for each in self.running.values()}
         idle = [group for group in self.groups if group not in busy]
         while idle:
-            node = self._take(rows)
-            if node is None:
-                if not self._more():
-                    return
-                rows = self.store.rows()
-                continue
-            if self._start_program(node, idle[0], rows[node.key]):
-                idle.pop(0)
+            node = self._take(states)
+            if node is not None:
+                if self._start_program(node, idle[0]):
+                    idle.pop(0)
+                else:
+                    states[node.key] = FAILED
+            elif self._more():
+                states = self.store.states()
+            else:
+                break
+        return states
 
-    def _take(self, rows: dict[str, Row]) -> Node | None:
+    def _take(self, states: dict[str, str]) -> Node | None:
         """The first run that is ready and that nobody else takes; what is shared comes first."""
-        shared_first = sorted(self.graph.nodes.items(), key=lambda each: each[1].method is not None)
-        for key, node in shared_first:
-            if rows[key].state != WAITING:
+        for node in self._order:
+            if states[node.key] != WAITING:
                 continue
-            if any(rows[need].state != DONE for need in self.graph.needs(node)):
+            if any(states[need] != DONE for need in self.graph.needs(node)):
                 continue
             found = result_of(self.out / "runs" / node.folder)
-            if found is not None and self.store.adopt(key, found, code_version()):
-                rows[key] = replace(rows[key], state=DONE, result=found)
+            if found is not None and self.store.adopt(node.key, found, code_version()):
+                states[node.key] = DONE
                 continue
-            taken = self.store.claim(key, self.name, code_version())
-            rows[key] = replace(rows[key], state=RUNNING)
-            if taken:
+            states[node.key] = RUNNING
+            if self.store.claim(node.key, self.name, code_version()):
                 return node
         return None
 
-    def _start_program(self, node: Node, group: Group, row: Row) -> bool:
+    def _start_program(self, node: Node, group: Group) -> bool:
+        row = self.store.rows([node.key])[node.key]
         folder = self.out / "runs" / node.folder
         more: Flags = {}
         if folder.exists():
@@ -200,14 +205,13 @@ class Worker:
         self._ended.put(key)
 
     def _wait(self) -> None:
-        """For the next program to end, or a tick; then see to it."""
-        try:
-            ended = self._ended.get(timeout=TICK)
-        except queue.Empty:
-            ended = None
-        if ended is not None:
-            self._finish(self.running.pop(ended))
-            self._news = True
+        """For the next program to end, or a tick; then see to it, and to others that ended."""
+        timeout = TICK
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ended = self._ended.get(timeout=timeout)
+                self._finish(self.running.pop(ended))
+                self._news, timeout = True, 0.0
         if time.time() - self._beaten > BEAT:
             self.store.beat(self.running, self.name)
             self._beaten = time.time()
@@ -232,7 +236,7 @@ class Worker:
             self.store.finish(node.key, PRUNED, scores, seconds)
             self.view.note(f"{ended.group.name}: {node.name} pruned after {seconds:.0f} s")
             return
-        failures = self.store.rows()[node.key].failures + 1
+        failures = self.store.rows([node.key])[node.key].failures + 1
         is_final = status == USER_ERROR or failures > self.sweep.retries
         what = f"exit status {status}" if status else "no summary.json at its end"
         reason = f"{what}; see {ended.log}\n{process.tail(ended.log)}"
@@ -242,7 +246,7 @@ class Worker:
 
     def _leave(self) -> None:
         """End what still runs, which is nothing unless we were interrupted, and put it back."""
-        rows = self.store.rows() if self.running else {}
+        rows = self.store.rows(self.running)
         for key, each in self.running.items():
             process.stop(each.process)
             self.store.release(rows[key])
