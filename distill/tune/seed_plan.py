@@ -22,6 +22,11 @@ from distill.tune.seed_json import deepspeed_json
 
 NCCL = {"NCCL_DEBUG": "info", "NCCL_IB_DISABLE": "0", "NCCL_NET_GDR_LEVEL": "2"}
 BATCH = 16  # samples of a step, over all GPUs
+POSITIONS = (
+    "--max-position-embeddings",
+    "--teacher_max_position_embeddings",
+    "--mt_max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,21 @@ def jobs_of(given: Given, clock: Clock, port: Callable[[], int] = free_port) -> 
     return found
 
 
+def widen_positions(flags: Flags) -> None:
+    """As many positions as the longest source has; the new rows of a checkpoint's tables are drawn.
+
+    The seed does so for the student, inside of the program; its teachers fail.
+    """
+    length = flags.get("--src-seq-length")
+    if not (isinstance(length, str) and length.isdecimal()):
+        return
+    for name in POSITIONS:
+        value = flags.get(name)
+        if isinstance(value, str):
+            wider = [str(max(int(part), int(length))) for part in value.split(":")]
+            flags[name] = ":".join(wider)
+
+
 @dataclass
 class _Planner:
     given: Given
@@ -122,6 +142,7 @@ class _Planner:
             flags = put_after(flags, [*teachers.items(), *passed.items(), *again.items()])
             flags["--custom_first_eval"] = None
         self._rates(flags)
+        widen_positions(flags)
         deepspeed = self._deepspeed(flags)
         self.conversions |= convert(flags)
         result = Path(self.given.tune.data_root, "tmp", f"result_{self.clock()}.json")
@@ -142,15 +163,17 @@ class _Planner:
         flags: Flags = {"--finetune": None}
         if task["script"] == "finetune_superglue":
             flags["--cloze-eval"] = None
-        name = f"{model['type']}-{task['run_name']}-{self.clock()}"
-        flags["--experiment-name"] = name
+        ratio = f"-{tune.mask_ratio:g}" if task["script"] == "finetune_blank" else ""
+        flags["--experiment-name"] = f"{model['type']}-{task['run_name']}{ratio}-{self.clock()}"
         flags["--task"] = task["task"]
-        flags["--data-dir"] = below(tune.data_root, f"english_data/{task['data']}")
+        data = "--valid-data" if task["script"] == "evaluate_lm" else "--data-dir"
+        flags[data] = below(tune.data_root, f"english_data/{task['data']}")
         flags["--save"] = f"{start}/{self._save_sub()}/{task['task']}"
         if "seq_length" in task:
             flags["--seq-length"] = str(task["seq_length"])
         flags["--checkpoint-activations"] = None
-        flags |= {"--eval-batch-size": "16", "--save-epoch": "100000"}
+        flags["--eval-batch-size"] = str(task.get("eval_batch_size", 16))
+        flags["--save-epoch"] = "100000"
         flags |= as_flags(model["flags"])
         flags["--load-pretrained"] = start
         if model["fp16"]:
@@ -165,28 +188,34 @@ class _Planner:
         return flags
 
     def _training(self) -> Flags:
+        """How the task is trained; nothing of it where a language model is only scored."""
         task, tune = self.task, self.given.tune
-        epochs = task["epochs"].get(tune.epoch_type, 0)
-        warmup = "0.1" if task["script"] == "finetune_superglue" else "0.06"
-        flags: Flags = {"--lr-decay-style": "linear", "--warmup": warmup}
+        deepspeed: Flags = {
+            "--overwrite": None,
+            "--deepspeed-activation-checkpointing": None,
+            "--deepspeed": None,
+            "--deepspeed_config": self.model["deepspeed_config"],
+        }
+        if task["script"] == "evaluate_lm":
+            return as_flags(task["flags"]) | {"--epochs": "0"} | deepspeed
+        is_text = task["script"] in ("finetune_seq2seq", "finetune_blank")
+        flags: Flags = {"--lr-decay-style": "linear", "--warmup": "0.06" if is_text else "0.1"}
         flags["--weight-decay"] = "1.0e-1"
         flags |= as_flags(task["flags"])
-        if task["script"] in ("finetune_seq2seq", "finetune_blank"):
+        if is_text:
             flags["--label-smoothing"] = "0.1"
         if task["script"] == "finetune_blank":
             flags["--blank-maskratio"] = f"{tune.mask_ratio:g}"
+        epochs = task["epochs"].get(tune.epoch_type, 0)
         return flags | {
             "--save-interval": "10000",
             "--log-interval": str(task["log_interval"]),
             "--eval-interval": str(task["eval_interval"]),
             "--eval-iters": "100",
-            "--batch-size": str(max(1, BATCH // self.num_gpus)),
+            "--batch-size": str(task.get("batch_size") or max(1, BATCH // self.num_gpus)),
             "--epochs": str(math.ceil(epochs * tune.epoch_rate)),
             "--lr": task.get("lr", "1e-5"),
-            "--overwrite": None,
-            "--deepspeed-activation-checkpointing": None,
-            "--deepspeed": None,
-            "--deepspeed_config": self.model["deepspeed_config"],
+            **deepspeed,
         }
 
     def _save_sub(self) -> str:
