@@ -356,9 +356,12 @@ def test_presets(preset, precision, caplog):
         ("config_block_tiny4_fp32", [16, 1, 1.0, 4e-4, 0.1, 0.9, 0.98, 1e-6, None, 0]),
         ("config_block_large", [16, 1, 1.0, 2e-4, 0.1, 0.9, 0.98, 1e-6, None, 0]),
         ("config_block_10B", [21, 1, 1.0, 1e-4, 0.1, 0.9, 0.95, 1e-8, None, 2]),
+        ("config_block_10B_longer", [8, 1, 1.0, 3e-5, 0.1, 0.9, 0.95, 1e-8, None, 2]),
+        ("config_block_large_chinese", [32, 1, 1.0, 4e-4, 0.01, 0.9, 0.98, 1e-6, None, 0]),
         ("tasks/config_blocklm_tiny6", [16, 1, 1.0, 1e-5, 0.1, 0.9, 0.999, 1e-8, None, 0]),
         ("tasks/config_blocklm_large", [16, 1, 1000.0, 1e-5, 0.1, 0.9, 0.999, 1e-8, None, 0]),
         ("tasks/config_blocklm_10B", [4, 2, 1.0, 5e-6, 0.01, 0.9, 0.95, 1e-8, None, 2]),
+        ("tasks/config_blocklm_10B_cnndm", [4, 1, 1.0, 5e-6, 0.01, 0.9, 0.95, 1e-8, None, 2]),
     ],
 )
 def test_presets_have_the_seeds_values(preset, expected):
