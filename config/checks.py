@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from config.compat import Compat
+from config.consecutive import consecutive_problems
 from config.data import TOKENIZERS_BUILT, block_problems, parse_split, weight_problems
 from config.deepspeed import setting_of
 from config.errors import ConfigError
@@ -117,7 +118,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 def check_run(run: "RunArgs") -> list[str]:
     """Every problem that flags alone show: `--flag=value: what is wrong; what would be right`."""
     checks = (_finite, _ranges, shape_checks, _length, _data, _precision, _processes, _distillation)
-    checks += (text_problems, map_problems)
+    checks += (text_problems, map_problems, consecutive_problems)
     return [problem for check in checks for problem in check(run)]
 
 

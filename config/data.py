@@ -87,7 +87,9 @@ class BlockLMArgs(ArgGroup):
     """Blank infilling (GLM, Du et al., 2022, arXiv 2103.10360). Ratios are parts of a sample."""
 
     title, sep = "block language model", "-"
-    block_lm: bool = flag(False, "implied: every model trains by autoregressive blank infilling")
+    block_lm: bool = flag(
+        False, "autoregressive blank infilling; implied, but for pretraining with --transformer-xl"
+    )
     masked_lm: bool = flag(False, "BERT's masked language model instead, in place: an ablation")
     bert_prob: float = flag(0.5, "fraction of samples with short spans")
     gap_sentence_prob: float = flag(

@@ -80,8 +80,14 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
     ),
     (
         ("--mem-length",),
-        lambda run: run.model.mem_length > 0,
-        "on samples that do not continue each other; it is for those who call the model",
+        lambda run: run.model.mem_length > 0 and not run.remembers,
+        "but on pretraining with --transformer-xl: other samples do not continue each other",
+    ),
+    (
+        tuple(f for f in BlockLMArgs.flags() if f not in ("--block-lm", *VOCABULARY))
+        + ("--non-sentence-start", "--sample-one-document", "--no-block-position"),
+        lambda run: run.reads_text,
+        "on text that is read from left to right (--transformer-xl without --block-lm)",
     ),
     (
         ("--lr-decay-ratio",),

@@ -23,8 +23,10 @@ class ModelArgs(ArgGroup):
     hidden_dropout: float = flag(0.1, "dropout of embeddings and of both sub-layer outputs")
     output_dropout: float = flag(0.1, "dropout of the classification head")
     attention_scale: float = flag(1.0, "divide queries, multiply back after: safer scores in fp16")
-    transformer_xl: bool = flag(False, "relative positions instead of tables of positions")
-    mem_length: int = flag(0, "remembered states of earlier segments (tokens)")
+    transformer_xl: bool = flag(
+        False, "relative positions instead of tables; pretraining on text from left to right"
+    )
+    mem_length: int = flag(0, "with it: remembered states of the text before (tokens)")
     checkpoint_activations: bool = flag(False, "recompute activations in the backward pass")
     checkpoint_num_layers: int = flag(1, "layers in one recomputed chunk")
     no_block_position: bool = flag(False, "tokens of a span all have block position 1")

@@ -102,6 +102,16 @@ class RunArgs:
             return None
         return Path(self.checkpoint.save) / self.train.experiment_name
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it pretrains on text that goes on from step to step, not on blanks."""
+        return self.program == "pretrain" and self.model.transformer_xl and not self.blocks.block_lm
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its models have a memory of that text."""
+        return self.reads_text and self.model.mem_length > 0
+
     def __getattr__(self, name: str) -> Any:
         """The seed's flat names, read-only: `args.num_layers`, `args.teacher_hidden_size`.
 
@@ -202,10 +212,10 @@ def parse_args(
     values |= _take_combiner(given, values, combiners, problems)
     values["teachers"] = _take_teachers(given, values, problems)
     if set(GROUPS) <= set(values):
-        values["blocks"] = dataclasses.replace(values["blocks"], block_lm=True)
         is_task = program == "finetune"
         values["finetuning"] = dataclasses.replace(values["finetuning"], finetune=is_task)
         _effective(values, flags, problems)
+        values["blocks"] = _implied(program, values["model"], values["blocks"])
         run = RunArgs(program=program, flags=flags, **values)
         if check:
             problems += check_run(run)
@@ -338,6 +348,12 @@ def _effective(values: dict[str, Any], flags: Mapping[str, Any], problems: list[
     values |= changed or {}
     name = _experiment_name(values, flags)
     values["train"] = dataclasses.replace(values["train"], experiment_name=name)
+
+
+def _implied(program: str, model: ModelArgs, blocks: BlockLMArgs) -> BlockLMArgs:
+    """Every run has --block-lm, but pretraining with --transformer-xl that was not asked for it."""
+    text = program == "pretrain" and model.transformer_xl
+    return dataclasses.replace(blocks, block_lm=blocks.block_lm or blocks.masked_lm or not text)
 
 
 def _experiment_name(values: Mapping[str, Any], flags: Mapping[str, Any]) -> str:

@@ -26,7 +26,8 @@ SPLIT_SEED = 1234
 class Part:
     """Documents that are drawn with a probability proportional to their tokens.
 
-    numbers [documents]: those of `documents` that belong to the part, sorted; None: all.
+    numbers [documents]: those of `documents` that belong to the part, sorted; None: all. In another
+        order they are a text, read from end to end, and have no weights.
     ends [documents]: sums of their lengths; computed if it is not given.
     weights: of each corpus, how many times as often as by its tokens; None: once.
     """
@@ -135,7 +136,10 @@ def keep_part(
     paths = [folder / f"part-{state.hexdigest()[:32]}.{name}.npy" for name in ("numbers", "ends")]
     with FileLock(paths[0].with_suffix(".lock")):
         if not all(path.exists() for path in paths):
-            ends = np.cumsum(documents.lengths(numbers))
+            order = np.argsort(numbers, kind="stable")
+            lengths = np.empty(len(numbers), dtype=np.int64)
+            lengths[order] = documents.lengths(numbers[order])
+            ends = np.cumsum(lengths)
             for path, array in zip(paths, (numbers, ends), strict=True):
                 save_array(path, array)
     numbers, ends = (np.load(path, mmap_mode="r") for path in paths)

@@ -29,6 +29,7 @@ from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
 from distill.soft_labels import SoftLabels
 from distill.student import GLMStudent, find_student
 from distill.teacher import Teacher, in_fp32
+from distill.text_memory import Memories
 from model.build import HeadSpec
 from mpu import hook_model
 from mpu.layout import Layout
@@ -77,6 +78,7 @@ class DistillStep:
         self.task, self.student, self.run, self.state = task, student, run, state
         self.total = run.train.train_iters if total is None else total
         self.teachers = tuple(teachers)
+        self.memories = Memories(run, student.module, self.teachers)
         self.method = find_student(student.module)
         assert self.method is not None or not self.teachers, "teachers, but the student is a GLM"
         self._random_data = RandomData(run, run.model.vocab_size)
@@ -116,6 +118,7 @@ class DistillStep:
 
     def __call__(self, batch: Batch, counts: Counts, micro_step: int = 0) -> StepOutput:
         """All passes over one micro-batch, on whatever device it is."""
+        self.memories.begin(micro_step, self.state.iteration)
         if self.comparison is None:
             hard_rows = self._hard_rows(batch, self._masks(batch), counts)
             batch = batch.to(self.student.device)

@@ -144,7 +144,8 @@ class ParallelSelfAttention(nn.Module):
         else:
             content = (query + relative.r_w_bias[:, None]) / root
             place = (query + relative.r_r_bias[:, None]) / root
-            distances = self._heads(self.relative(relative.sinusoids[None]))[0]
+            sinusoids = relative.sinusoids.to(self.relative.weight.dtype)
+            distances = self._heads(self.relative(sinusoids[None]))[0]
             scores = content @ (key / scale).transpose(-1, -2)
             scores = scores + relative_scores(place, distances / scale)
         if self.attention_scale == 1:

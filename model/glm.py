@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import mpu
 from config.model import ModelArgs
 from model.cache import KeyValueCache
+from model.carried import CarriedMemory
 from model.embedding import NeighbourWords, OwnWords
 from model.init import gathered_linear, normal
 from model.prompt import PromptSpec, PromptSpell
@@ -98,6 +99,7 @@ class GLMModel(nn.Module):
             args.table_rows, narrow or width, init_method=init_method
         )
         self.transformer = ParallelTransformer(args, init_method, output_init_method)
+        self.carried: CarriedMemory | None = None  # of the run; instead of the caller's memory
         self.vocab_map: VocabMap | None = None
         if args.table_rows < args.vocab_size:
             self.vocab_map = VocabMap(args.vocab_size, args.table_rows)
@@ -136,6 +138,8 @@ class GLMModel(nn.Module):
         With a hook: ((logits, *mems), captured).
         """
         recorder = Recorder(hook, hook_op)
+        if self.carried is not None:
+            mems, attention_mask = self.carried.before(attention_mask)
         input_ids = recorder.edit("input_ids", input_ids=input_ids)
         words = self.words(input_ids)
         words = self.ib_emb_mlp(words, attention_mask, bool(mems) or bool(cache))
@@ -151,6 +155,8 @@ class GLMModel(nn.Module):
             recorder=recorder.child("transformer"),
             cache=cache,
         )
+        if self.carried is not None:
+            self.carried.after(new_mems, input_ids.size(1))
         if self.output_predict:
             output = self._logits(hidden, output_rows, recorder)
         else:

@@ -23,15 +23,22 @@ class Sinusoids(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
-        self.register_buffer("inv_freq", 10000.0**-exponents)
+        self.width = width
+        self.register_buffer("inv_freq", _frequencies(width))
 
     def forward(self, length: int, memory: int) -> Tensor:
-        """Distances mem + s - 1 down to -(s - 1), [mem + 2s - 1, h]."""
-        first, last = memory + length - 1, -length
-        distances = torch.arange(first, last, -1, device=self.inv_freq.device)
-        angles = torch.outer(distances.to(torch.float32), self.inv_freq.float())
+        """Distances mem + s - 1 down to -(s - 1), [mem + 2s - 1, h], at least in fp32."""
+        first, last, frequencies = memory + length - 1, -length, self.inv_freq
+        if frequencies.dtype not in (torch.float32, torch.float64):  # rounded: angles would be off
+            frequencies = _frequencies(self.width).to(frequencies.device)
+        distances = torch.arange(first, last, -1, device=frequencies.device)
+        angles = torch.outer(distances.to(frequencies.dtype), frequencies)
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def _frequencies(width: int) -> Tensor:
+    """f_t, fp32 [h / 2]."""
+    return 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
 
 
 @dataclass(frozen=True)

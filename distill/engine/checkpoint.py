@@ -4,6 +4,7 @@
     <run>/best_checkpointed_iteration.txt        tag of the best weights of fine-tuning
     <run>/<tag>/mp_rank_XX_model_states.pt       {"module": state dict, "iteration": ...}
     <run>/<tag>/*optim_states.pt                 of the engine; what only resuming needs
+    <run>/<tag>/text_memory_rank_XX.pt           of models that remember the text (--mem-length)
     <run>/<tag>/config.json, <run>/config.json   the architecture and every argument
 
 `module` has GLM's bare keys, a method's own parameters under `student.`. Only `module` is needed of
@@ -15,6 +16,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,7 @@ class Checkpoints:
     def __init__(self, run: RunArgs, runtime: Runtime, fingerprint: str):
         self.run, self.runtime = run, runtime
         self.folder = runtime.run_dir
+        self.parts: list[Callable[[Path], None]] = []  # all ranks write what else resuming needs
         self._config = run.to_dict() | {
             "tokenizer_fingerprint": fingerprint,
             "model_parallel_size": _model_parallel_size(),
@@ -295,6 +298,8 @@ class Checkpoints:
         engine.settle()
         if resumable:
             engine.save(temporary, client)
+            for write in self.parts:
+                write(temporary)
         else:
             write_weights(temporary, engine.module, client)
         if self.runtime.is_main:

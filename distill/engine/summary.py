@@ -77,7 +77,7 @@ def count_tokens(batch: Batch) -> int:
     positions = batch.position_ids
     if positions.dim() == batch.tokens.dim() + 1:
         positions = positions.select(-2, 0)
-    lengths = (positions > 0).sum(-1) + 1  # the first token has position 0 too
+    lengths = (positions[..., 1:] > 0).sum(-1) + 1  # the first token may have position 0
     if lengths.dim() == 2:  # choices
         real = batch.real_rows()
         lengths = (lengths if real is None else lengths * real).sum(-1)
