@@ -33,6 +33,15 @@ def test_complete_commands_pass():
     assert pretrain(*DISTIL).teachers[0].random_para
 
 
+def test_random_tokens_are_not_remembered():
+    words = ["--transformer-xl", "--distill_random_data=dual"]
+    pretrain(*DISTIL, *words)
+    (problem,) = problems([*DISTIL, *words, "--mem-length=3"])
+    assert problem.startswith(
+        "--distill_random_data=dual: what is remembered would not be the text"
+    )
+
+
 @pytest.mark.parametrize(
     ("flag", "expected"),
     [
@@ -45,6 +54,16 @@ def test_complete_commands_pass():
         ("--train-data-weights 1 2", "needs one for each of the 1 corpora"),
         ("--train-data-weights 0", "must be positive"),
         ("--eval-seq-length=513", "is longer than --max-position-embeddings=512"),
+        (
+            "--transformer-xl --block-lm --mem-length=3",
+            "--mem-length=3: samples with blanks do not",
+        ),
+        ("--transformer-xl --masked-lm --mem-length=3", "leave out --block-lm and --masked-lm"),
+        (
+            "--transformer-xl --ib_word_emb=4",
+            "--ib_word_emb=4: looks ahead in a context; give --bl",
+        ),
+        ("--transformer-xl --train-data-weights 1", "reads all documents from end to end"),
         ("--bert-prob=-1", "must be in [0, 1]"),
         ("--split=1,x,1", "must be proportions"),
         ("--split=0,1,1", "must be proportions"),

@@ -33,6 +33,7 @@ def test_idle_flags_exist():
         ([*DISTIL, "--teacher_ib_hidden_size=64"], "--teacher_ib_hidden_size"),
         (["--gap-sentence-ratio=0.3"], "--gap-sentence-ratio"),
         (["--gpt-min-ratio=0.3"], "--gpt-min-ratio"),
+        (["--mem-length=3"], "--mem-length"),
         (["--fix-command-token"], "--fix-command-token"),
         (["--masked-lm", "--no-shuffle-block"], "--no-shuffle-block"),
         (["--custom_first_eval"], "--custom_first_eval"),
@@ -45,6 +46,19 @@ def test_a_flag_without_effect_warns_once(caplog, words, flag):
     pretrain(*words)
     assert [r.message.split(":")[0] for r in caplog.records] == [flag]
     assert "has no effect" in caplog.text
+
+
+def test_flags_of_blanks_have_no_effect_on_text_that_is_read_on(caplog):
+    words = ["--transformer-xl", "--mem-length=3", "--gpt-min-ratio=0.3", "--sample-one-document"]
+    run = pretrain(*words)
+    assert (run.reads_text, run.remembers, run.blocks.block_lm) == (True, True, False)
+    (record,) = caplog.records
+    assert record.message == (
+        "--bert-prob, --gpt-min-ratio, --sample-one-document: have no effect on text that is read "
+        "from left to right (--transformer-xl without --block-lm)"
+    )
+    for other in (pretrain("--transformer-xl", "--block-lm"), pretrain("--mem-length=3")):
+        assert (other.reads_text, other.blocks.block_lm) == (False, True)
 
 
 def test_flags_of_fine_tuning_without_effect(caplog):

@@ -62,7 +62,9 @@ def test_chunks_are_the_text_cut_in_equal_parts(length, order):
         part = text[number * length : number * length + used + 1]
         assert batch.tokens[0].tolist() == [t for t, _, _ in part[:-1]] + [0] * (length - used)
         assert batch.labels[0, :used].tolist() == [t for t, _, _ in part[1:]]
-        assert batch.position_ids[0].tolist() == [p for _, p, _ in part[:-1]] + [0] * (length - used)
+        assert batch.position_ids[0].tolist() == [p for _, p, _ in part[:-1]] + [0] * (
+            length - used
+        )
         counts = [float(c) for _, _, c in part[1:]]
         assert batch.loss_mask[0].tolist() == counts + [0.0] * (length - used)
         assert (batch.attention_mask.tolist(), batch.sample_ids.tolist()) == ([0], [number])
@@ -124,7 +126,8 @@ def test_each_place_of_a_batch_reads_on(corpus):
         for old, new in zip(before, after, strict=True):
             assert old.labels[:, -1].tolist() == new.tokens[:, 0].tolist()
             first = new.position_ids[:, 0]
-            assert (((old.position_ids[:, -1] + 1 == first) | (first == 1)).all()) and len(old) == 2
+            assert ((old.position_ids[:, -1] + 1 == first) | (first == 1)).all()
+            assert len(old) == 2
 
 
 def test_the_rows_of_a_step_do_not_depend_on_how_it_is_cut(corpus):

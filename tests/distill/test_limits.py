@@ -15,6 +15,7 @@ KD = ["--student_model=kd", "--distill_pt_soft"]
 TINYBERT = ["--student_model=tinybert", "--tinybert_only_emb_final"]
 LRC = ["--student_model=lrc_bert", "--lrc_bert_gard_perturb", "--forward_repeat_num=1"]
 LRC += ["--ignore_first_backward_gard"]
+THESEUS = ["--student_model=theseus", "--distill_pt_hard"]
 RECOMPUTE = ["--checkpoint-activations", "--deepspeed-activation-checkpointing"]
 CUT = {"activation_checkpointing": {"partition_activations": True}}
 
@@ -69,3 +70,36 @@ def test_zero_3_has_no_gradient_at_captures():
         ConfigError, match="needs the gradient at transformer.embeddings of a first"
     ):
         build_module(run_of(*LRC, stage=3), lm_task())
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([*KD, "--distill_logits_parallel"], None),
+        (["--student_model=tinybert", "--tinybert_wo_att"], None),
+        (["--student_model=tinybert"], "compares attention_scores, which hold the memory too"),
+        (["--student_model=minilm"], "compares attention_scores, value_layer, which hold"),
+        (
+            ["--student_model=minilmv2", "--minilmv2_relation_heads=4"],
+            "mixed_key_layer, mixed_value",
+        ),
+        (["--student_model=mobilebert", "--teacher_hidden_size=16"], "compares attention_scores"),
+        (["--student_model=sid", "--teacher_hidden_size=16"], "compares attention_scores"),
+        ([*THESEUS, "--teacher_hidden_size=16"], "puts other states in place"),
+        (LRC, "puts other states in place of the student's; give --mem-length=0"),
+        (["--student_model=mixbaseline", "--mixbaseline_inter_bl=glmd,minilm"], "attention_scores"),
+        (["--student_model=mixbaseline", "--mixbaseline_inter_bl=glmd,lrc_bert"], "puts other"),
+        (["--student_model=mixbaseline", "--mixbaseline_inter_bl=glmd,pkd"], None),
+    ],
+)
+def test_what_a_memory_of_the_text_cannot_serve_is_named(flags, named):
+    run = toy_run(*flags, "--transformer-xl", "--mem-length=4")
+    if named is None:
+        build_module(run, lm_task())
+        return
+    with pytest.raises(ConfigError) as error:
+        build_module(run, lm_task())
+    (problem,) = error.value.problems
+    assert problem.startswith("--mem-length=4: --student_model=")
+    assert named in problem
+    build_module(toy_run(*flags, "--transformer-xl"), lm_task())
