@@ -8,7 +8,7 @@ Times are processor time, but those of the loader part and of the memory part's 
 tokenise  MB/s of one core: the corpus reader's, beside whole texts and a plain Python WordPiece
 loader    tokens/s of one data-loader process, beside the largest model of the quick start
 memory    what a process holds after many samples of a small and of a large corpus (--gigabytes)
-record    ms an epoch takes for an example of ReCoRD: encoded once, beside encoding it again
+record    ms an epoch takes for an example of ReCoRD, beside encoding it anew (scripts.slow_encode)
 """
 
 import argparse
@@ -31,12 +31,15 @@ from data_utils.build_tokenizer import build_tokenizer
 from data_utils.corpora import clean_text, find_corpus, read_documents
 from data_utils.tokenization import ASSETS, Tokenizer
 from model.build import build_model
+from scripts.bench_record import bench_record, write_examples
 from scripts.quickstart_plan import FULL
 from scripts.slow_wordpiece import SlowWordPiece
 from tasks.base import HeadSpec
 from tasks.block_lm import BlockLM
 
 MB = 1e6
+PARTS = ("tokenise", "loader", "memory", "record")
+RECORD_SIZES = ((300, 300, 20), (100, 1500, 10))  # examples, words of a passage, answers
 Row = tuple[str, str, str, str]  # what, ours, the other, ratio
 
 
@@ -195,50 +198,30 @@ def bench_memory(text: str, gigabytes: float, folder: Path) -> list[Row]:
     ]
 
 
-def bench_record(folder: str) -> list[Row]:
-    """An epoch over ReCoRD's validation examples: reading, encoding; later only what is kept."""
-    from tasks.registry import TASKS
-    from tasks.superglue.options import Options
-    from tasks.superglue.task import make_task
-
-    options = Options(data_dir=folder, cloze=True, seq_length=512)
-    ours = build_tokenizer(TokenizerArgs(), BlockLMArgs())
-    slow = SlowWordPiece(ASSETS / "bert-base-uncased-vocab.txt")
-
-    def epoch(tokenizer: Tokenizer, times: int) -> int:
-        """Read and encode, then take every sample so many times; the number of samples."""
-        dataset = make_task(TASKS["record"], "record", 0, tokenizer, options).dataset("val")
-        assert dataset is not None
-        for _ in range(times):
-            for i in range(len(dataset)):
-                dataset[i]
-        return len(dataset)
-
-    examples = epoch(ours, 0)
-    once = seconds(lambda: epoch(ours, 0)) / examples * 1e3
-    later = seconds(lambda: epoch(ours, 10)) / examples * 1e3
-    later = max(later - once, 1e-6) / 10
-    other = seconds(lambda: epoch(slow, 1)) / examples * 1e3
-    beside = f"plain Python: {other:.2f} ms"
-    what = f"ReCoRD, {examples} examples of {Path(folder).name}"
-    return [
-        (f"{what}, first epoch", f"{once:.3f} ms", beside, f"{other / once:.1f} x"),
-        (f"{what}, later epochs", f"{later:.4f} ms", beside, f"{other / later:.0f} x"),
-    ]
-
-
-def rows_of(folder: str) -> str:
-    """Name of the folder, without where it lies."""
-    return Path(folder).name
+def bench_records(text: str, folder: Path, given: str | None) -> list[Row]:
+    """Examples made of running text: as long as a row has room for, and longer; then given ones."""
+    words = " ".join(clean_text(t) for t in read_documents(find_corpus(text))).split()
+    rows: list[Row] = []
+    for sizes in RECORD_SIZES:
+        place = folder / "record{}_{}_{}".format(*sizes)
+        place.mkdir()
+        write_examples(place / "val.jsonl", words, sizes)
+        number, length, candidates = sizes
+        rows += bench_record(
+            str(place), f"ReCoRD-like, {length} words x {candidates} answers", seconds
+        )
+    if given:
+        rows += bench_record(given, f"ReCoRD, {Path(given).name}", seconds)
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the parts and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--parts", nargs="+", default=["tokenise", "loader", "memory"], help="what")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what")
     parser.add_argument("--text", default="demo", help="corpus: a name or a path")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of text for the memory part")
-    parser.add_argument("--record", help="folder of ReCoRD's files; adds that part")
+    parser.add_argument("--record", help="folder of ReCoRD's files, for the record part too")
     parser.add_argument("--steps", type=int, default=100, help="batches a turn of the loader part")
     args = parser.parse_args(argv)
     rows: list[Row] = []
@@ -249,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows += bench_loader(Path(place), args.steps)
         if "memory" in args.parts:
             rows += bench_memory(args.text, args.gigabytes, Path(place))
-    if args.record:
-        rows += bench_record(args.record)
+        if "record" in args.parts:
+            rows += bench_records(args.text, Path(place), args.record)
     print("| what | here | beside it | |\n| --- | ---: | ---: | ---: |")
     for row in rows:
         print("| " + " | ".join(row) + " |")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from data_utils.batch import Batch
 from tasks.superglue.data import UNLABELLED, Example
-from tasks.superglue.encode import Encoded, Sample
+from tasks.superglue.encoded import Encoded, Sample
 
 
 class EncodedDataset:
@@ -113,11 +114,12 @@ class Collator:
         return max(len(c) + max(1, len(a)) for c, a in zip(x.contexts, x.answers, strict=True))
 
     def _full(self, samples: Sequence[Sample], c: int) -> dict[str, Tensor]:
-        rows = _Rows(self, len(samples) * c, max(self._width(x) for x in samples))
-        for i, x in enumerate(samples):
-            for k in range(c):
-                k_real = k if k < len(x.contexts) else 0
-                rows.put(i * c + k, x.contexts[k_real], x.masks[k_real], x.answers[k_real])
+        real = [[k if k < len(x.contexts) else 0 for k in range(c)] for x in samples]
+        seats = [(x, k) for x, of_sample in zip(samples, real, strict=True) for k in of_sample]
+        rows = _Rows(self, len(seats), max(self._width(x) for x in samples))
+        rows.put_contexts([x.contexts[k] for x, k in seats])
+        if self.cloze:
+            rows.put_answers([x.answers[k] for x, k in seats], [x.masks[k] for x, k in seats])
         lead = (len(samples), c) if self.several_rows else (len(samples),)
         fields = {
             "tokens": rows.tokens.reshape(*lead, -1),
@@ -132,14 +134,13 @@ class Collator:
     def _fast(self, samples: Sequence[Sample], c: int) -> dict[str, Tensor]:
         b = len(samples)
         rows = _Rows(self, b, max(len(x.contexts[0]) for x in samples))
+        rows.put_contexts([x.contexts[0] for x in samples])
         longest = max(len(answer) for x in samples for answer in x.answers)
         answers = _Rows(self, b * c, longest)
-        for i, x in enumerate(samples):
-            rows.put(i, x.contexts[0], 0, None)
-            for k in range(c):
-                answers.put_answer(
-                    i * c + k, 0, x.masks[0], x.answers[k if k < len(x.answers) else 0]
-                )
+        answers.put_answers(
+            [x.answers[k if k < len(x.answers) else 0] for x in samples for k in range(c)],
+            [x.masks[0] for x in samples for _ in range(c)],
+        )
         fields = {
             "tokens": rows.tokens,
             "position_ids": rows.positions,
@@ -189,20 +190,33 @@ class _Rows:
         self.scored = np.zeros((num_rows, width), dtype=np.int64)
         self.sep = np.zeros(num_rows, dtype=np.int64)
 
-    def put(self, r: int, context: np.ndarray, mask: int, answer: np.ndarray | None) -> None:
-        n = self.sep[r] = len(context)
-        self.tokens[r, :n] = context
-        self.positions[r, 0, :n] = np.arange(n)
-        if self.collator.cloze and answer is not None:
-            self.put_answer(r, n, mask, answer)
+    def put_contexts(self, contexts: Sequence[np.ndarray]) -> None:
+        """A context a row; rows that follow each other and share one are filled at once."""
+        first = 0
+        for _, group in groupby(contexts, key=id):
+            end = first + len(list(group))
+            self.tokens[first:end, : len(contexts[first])] = contexts[first]
+            self.sep[first:end] = len(contexts[first])
+            first = end
+        columns = np.arange(self.tokens.shape[1])
+        np.multiply(columns, columns < self.sep[:, None], out=self.positions[:, 0])
 
-    def put_answer(self, r: int, start: int, mask: int, answer: np.ndarray) -> None:
-        """[sop] and the answer but for its last token; without one, [sop] alone is scored."""
-        stop = start + max(1, len(answer))
-        self.tokens[r, start] = self.collator.sop
-        self.tokens[r, start + 1 : stop] = answer[:-1]
-        self.positions[r, 0, start:stop] = mask
-        blocks = np.arange(1, stop - start + 1) if self.collator.block_position else 1
-        self.positions[r, 1, start:stop] = blocks
-        self.targets[r, start : start + len(answer)] = answer
-        self.scored[r, start:stop] = 1
+    def put_answers(self, answers: Sequence[np.ndarray], masks: Sequence[int]) -> None:
+        """After each context [sop] and the answer but for its last token; [sop] alone scores too.
+
+        masks: the answers' position.
+        """
+        lengths = np.array([len(answer) for answer in answers])
+        seats = np.maximum(lengths, 1)
+        steps = np.arange(int(seats.max()))
+        rows, step = np.nonzero(steps < seats[:, None])
+        columns = self.sep[rows] + step
+        self.positions[rows, 0, columns] = np.array(masks)[rows]
+        self.positions[rows, 1, columns] = step + 1 if self.collator.block_position else 1
+        self.scored[rows, columns] = 1
+        self.tokens[np.arange(len(answers)), self.sep] = self.collator.sop
+        rows, step = np.nonzero(steps < lengths[:, None])
+        columns, ids = self.sep[rows] + step, np.concatenate(answers)
+        self.targets[rows, columns] = ids
+        inner = step + 1 < lengths[rows]
+        self.tokens[rows[inner], columns[inner] + 1] = ids[inner]

@@ -11,12 +11,13 @@ vector for each. An answer may be cut in segments, each a row of its own that re
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from typing import Self
 
 import numpy as np
 
 from config.errors import ConfigError
 from data_utils.tokenization import Tokenizer
+from tasks.superglue.encoded import Encoded, Ragged
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,10 @@ class Row:
     b: Sequence[Part] | None = None
     answer: str | None = None  # None: one token, scored by the verbalizers
 
+    def same_pattern(self, other: Self) -> bool:
+        """Do both have the very same parts A and B?"""
+        return self.a is other.a and self.b is other.b
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -63,65 +68,6 @@ class Layout:
     # text; a classifier's row is cut at its end, where the second text may be lost
 
 
-@dataclass(slots=True)
-class Sample:
-    """One example as ids. c choices; one context for all with fast decoding."""
-
-    num_choices: int  # c
-    contexts: list[np.ndarray]  # int32, up to and including [eos]
-    masks: list[int]  # position of the mask in each context; 0 without cloze
-    answers: list[np.ndarray]  # int32, ending in [eop]; empty: one token, or no cloze
-    label: int
-    sample_id: int
-    weight: float = 1.0
-    segments: list[int] | None = None  # choice of each answer, where they are cut
-
-
-@dataclass(slots=True)
-class Encoded:
-    """All samples of a split in a few flat arrays."""
-
-    contexts: "Ragged"
-    answers: "Ragged"
-    masks: np.ndarray  # int32 [contexts]
-    segments: np.ndarray | None  # int32 [answers]: the choice that each is a part of
-    num_choices: np.ndarray  # int32 [samples]
-    first_context: np.ndarray  # int64 [samples + 1]
-    first_answer: np.ndarray  # int64 [samples + 1]
-    num_truncated: int = 0  # rows that lost tokens
-    num_squeezed: int = 0  # those among them that also lost text meant to stay, as a COPA choice
-
-    def sample(self, i: int, label: int, weight: float) -> Sample:
-        """Sample i."""
-        rows = range(self.first_context[i], self.first_context[i + 1])
-        answers = range(self.first_answer[i], self.first_answer[i + 1])
-        return Sample(
-            num_choices=int(self.num_choices[i]),
-            contexts=[self.contexts[r] for r in rows],
-            masks=[int(self.masks[r]) for r in rows],
-            answers=[self.answers[r] for r in answers],
-            label=label,
-            sample_id=i,
-            weight=weight,
-            segments=None if self.segments is None else [int(self.segments[r]) for r in answers],
-        )
-
-
-class Ragged:
-    """Lists of ids of unequal length as one int32 array and offsets."""
-
-    def __init__(self, lists: Sequence[Sequence[int]]):
-        self.start = np.zeros(len(lists) + 1, dtype=np.int64)
-        np.cumsum([len(x) for x in lists], out=self.start[1:])
-        self.flat = np.fromiter(chain.from_iterable(lists), np.int32, count=int(self.start[-1]))
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.flat[self.start[i] : self.start[i + 1]]
-
-    def __len__(self) -> int:
-        return len(self.start) - 1
-
-
 def encode(
     rows: Sequence[Sequence[Row]], where: Sequence[str], tokenizer: Tokenizer, layout: Layout
 ) -> Encoded:
@@ -136,12 +82,12 @@ def encode(
     first_context, first_answer = [0], [0]
     for sample, place in zip(rows, where, strict=True):
         encoder.add(sample, place)
-        first_context.append(len(encoder.contexts))
+        first_context.append(len(encoder.rows))
         first_answer.append(len(encoder.answers))
     return Encoded(
-        contexts=Ragged(encoder.contexts),
+        contexts=Ragged(encoder.contexts, encoder.rows),
         answers=Ragged(encoder.answers),
-        masks=np.array(encoder.masks, dtype=np.int32),
+        masks=np.array(encoder.masks, dtype=np.int32)[encoder.rows],
         segments=np.array(encoder.segments, dtype=np.int32) if layout.segment_length else None,
         num_choices=np.array([len(sample) for sample in rows], dtype=np.int32),
         first_context=np.array(first_context, dtype=np.int64),
@@ -174,17 +120,34 @@ def cut_level(lengths: Sequence[int], room: int) -> int:
 
 
 @dataclass(slots=True)
+class _Filled:
+    """A pattern's parts as ids. Answers that leave it the same room read the same context."""
+
+    row: Row
+    sides: list[list[Piece]]
+    size: int  # ids of all parts
+    contexts: dict[int, int] = field(default_factory=dict)  # tokens too many -> which context
+
+    @classmethod
+    def of(cls, row: Row, sides: list[list[Piece]]) -> Self:
+        """Without contexts yet."""
+        return cls(row, sides, sum(len(ids) for side in sides for ids, _ in side))
+
+
+@dataclass(slots=True)
 class _Encoder:
     tokenizer: Tokenizer
     layout: Layout
     contexts: list[list[int]] = field(default_factory=list)
+    masks: list[int] = field(default_factory=list)  # of each context
+    rows: list[int] = field(default_factory=list)  # context of each row
     answers: list[list[int]] = field(default_factory=list)
-    masks: list[int] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     num_truncated: int = 0
     num_squeezed: int = 0
     ids: dict[str, list[int]] = field(default_factory=dict)
     command: dict[str, int] = field(default_factory=dict)
+    filled: "_Filled | None" = None
 
     def __post_init__(self):
         names = ("ENC", "MASK", "sep", "eos", "eop")
@@ -193,10 +156,13 @@ class _Encoder:
     def tokenize(self, rows: Iterable[Row]) -> None:
         """Fill `ids` with every text of the rows."""
         texts: dict[str, None] = {}
+        last = None
         for row in rows:
-            for part in (*row.a, *(row.b or ())):
-                if not isinstance(part, Mask | Prompt):
-                    texts[_text(part)] = None
+            if last is None or not row.same_pattern(last):
+                for part in (*row.a, *(row.b or ())):
+                    if not isinstance(part, Mask | Prompt):
+                        texts[_text(part)] = None
+            last = row
             if row.answer is not None:
                 texts[row.answer] = None
         ids, lengths = self.tokenizer.encode_arrays(list(texts))
@@ -245,22 +211,39 @@ class _Encoder:
 
         `before`: ids in front of the mask.
         """
-        sides = self._sides(row, before)
+        filled = self.filled
+        if before or filled is None or not row.same_pattern(filled.row):
+            filled = _Filled.of(row, self._sides(row, before))
+            self.filled = None if before else filled
         # Beside the texts and the answer's inputs: [ENC], [eos], [sop].
-        room = self.layout.seq_length - 3
-        surplus = sum(len(ids) for side in sides for ids, _ in side) + len(answer) - room
+        surplus = max(0, filled.size + len(answer) - (self.layout.seq_length - 3))
+        self.num_truncated += surplus > 0
+        if surplus in filled.contexts:
+            self.rows.append(filled.contexts[surplus])
+            return answer
+        sides, squeezed = [list(side) for side in filled.sides], self.num_squeezed
         if surplus > 0:
-            self.num_truncated += 1
             answer = self._fit(sides, answer, surplus, where)
+        self._join(sides)
+        if squeezed == self.num_squeezed:
+            filled.contexts[surplus] = self.rows[-1]
+        return answer
+
+    def _join(self, sides: list[list[Piece]]) -> None:
+        """A context of a cloze row, and a row that has it."""
         context = [self.command["ENC"]]
         mask = 0
         for ids, part in (piece for side in sides for piece in side):
             context += ids
             if isinstance(part, Mask):
                 mask = len(context) - 1
-        self.contexts.append([*context, self.command["eos"]])
-        self.masks.append(context.index(self.command["MASK"]) if self.layout.w14 else mask)
-        return answer
+        mask = context.index(self.command["MASK"]) if self.layout.w14 else mask
+        self._append([*context, self.command["eos"]], mask)
+
+    def _append(self, context: list[int], mask: int) -> None:
+        self.rows.append(len(self.contexts))
+        self.contexts.append(context)
+        self.masks.append(mask)
 
     def _add_classifier_context(self, row: Row, where: str) -> None:
         sides = self._sides(row)
@@ -274,8 +257,7 @@ class _Encoder:
         context = [self.command["ENC"], *first]
         if pair:
             context += [self.command["sep"], *second]
-        self.contexts.append([*context[: self.layout.seq_length - 1], self.command["eos"]])
-        self.masks.append(0)
+        self._append([*context[: self.layout.seq_length - 1], self.command["eos"]], 0)
         self.answers.append([])
 
     def _sides(self, row: Row, before: Sequence[int] = ()) -> list[list[Piece]]:

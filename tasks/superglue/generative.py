@@ -18,7 +18,7 @@ from mpu.softmax import take_last, top_k_threshold
 from tasks.base import FinetuneTask
 from tasks.block_lm import BlockLM
 from tasks.superglue.dataset import Collator, EncodedDataset
-from tasks.superglue.encode import Sample
+from tasks.superglue.encoded import Sample
 from tasks.superglue.options import prompts_of
 from tasks.superglue.scores import Scorer
 from tasks.superglue.splits import Splits

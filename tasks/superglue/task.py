@@ -11,7 +11,7 @@ from model.build import HeadSpec
 from tasks.base import TaskShape
 from tasks.choice import ChoiceTask
 from tasks.superglue.dataset import Collator, EncodedDataset
-from tasks.superglue.encode import Sample
+from tasks.superglue.encoded import Sample
 from tasks.superglue.generative import GenerativeTask
 from tasks.superglue.options import Options, prompts_of
 from tasks.superglue.scores import Scorer

@@ -1,10 +1,12 @@
 """Truncation against the rule carried out token by token; what does not fit; masks in user text."""
 
 import random
+import sys
 
 import pytest
 
 from config.errors import ConfigError
+from tasks.superglue import encode as encoding
 from tasks.superglue.encode import MASK, Cut, Layout, Row, cut_level, cut_shares, encode
 from tests.tasks.common import bert
 
@@ -94,6 +96,71 @@ def test_a_classifier_reads_both_texts_and_the_seed_loses_the_second():
     assert context(row, seq_length=12, cloze=False) == [ENC, *[A] * 6, SEP, *[B] * 3, EOS]
     assert context(row, seq_length=12, cloze=False, w14=True) == [ENC, *[A] * 10, EOS]
     assert context(Row([Cut("a")]), seq_length=12, cloze=False) == [ENC, A, EOS]
+
+
+class Counted(list):
+    """Ids whose slices are counted."""
+
+    copied = 0
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            Counted.copied += len(found)
+            return Counted(found)
+        return found
+
+
+def lines_run(work) -> int:
+    """Lines of the encoder's file that a call runs."""
+    number = 0
+
+    def count(frame, event, argument):
+        nonlocal number
+        if frame.f_code.co_filename != encoding.__file__:
+            return None
+        number += event == "line"
+        return count
+
+    sys.settrace(count)
+    try:
+        work()
+    finally:
+        sys.settrace(None)
+    return number
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_cutting_takes_as_many_steps_whatever_is_lost(both):
+    """One token at a time, a passage of n tokens would take n steps and n copies of itself."""
+    lines = []
+    for length in (1000, 2000, 4000):
+        row = Row([Cut(words("a", length)), MASK], [Cut(words("b", length - 7))] if both else None)
+        encoder = encoding._Encoder(bert(), Layout(seq_length=100))
+        encoder.tokenize([row])
+        encoder.ids = {text: Counted(ids) for text, ids in encoder.ids.items()}
+        Counted.copied = 0
+        lines.append(lines_run(lambda: encoder.add([row], "here")))  # noqa: B023
+        assert len(encoder.contexts[0]) == 100 - 1  # and [sop]
+        assert Counted.copied == 100 - 4  # what is left; beside [ENC], [MASK], [eos], [sop]
+    assert 0 < lines[0] == lines[1] == lines[2]
+
+
+def test_a_passage_is_tokenised_and_stored_once_for_all_its_answers(monkeypatch):
+    row = Row([Cut(words("a", 9)), "b", MASK])
+    answers = [words("c", n) for n in (1, 3, 1, 2)] + ["a c", "b"]
+    rows = [Row(row.a, row.b, answer=text) for text in answers]
+    expected = [context(Row(row.a, answer=text), seq_length=12) for text in answers]
+    tokenizer, asked = bert(), []
+    arrays = tokenizer.encode_arrays
+    monkeypatch.setattr(tokenizer, "encode_arrays", lambda x: arrays(asked.extend(x) or x))
+    encoded = encode([rows], ["here"], tokenizer, Layout(seq_length=12))
+    assert sorted(asked) == sorted({words("a", 9), "b", *answers})
+    assert [x.tolist() for x in encoded.sample(0, 0, 1.0).contexts] == expected
+    different = {tuple(ids) for ids in expected}
+    assert len(different) == 3
+    assert len(encoded.contexts.flat) == sum(map(len, different))
+    assert encoded.num_truncated == sum(len(ids) < 13 for ids in expected)
 
 
 def test_fast_decoding_needs_one_context_for_all_choices():
