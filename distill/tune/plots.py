@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from distill.tune.results import Results, curve
@@ -24,42 +24,56 @@ def _figure(draw: Callable[[Any], None], path: Path, size: tuple[float, float] =
 
 
 def scores(results: Results, path: Path) -> None:
-    """Mean and standard deviation over the seeds: one group of bars a task, one bar a method."""
+    """A group a task, in it each method's mean and standard deviation, and its seeds as dots."""
 
     def _draw(axes: Any) -> None:
         width = 0.8 / max(1, len(results.methods))
         for number, method in enumerate(results.methods):
             found = [(i, results.cells.get((method, t))) for i, t in enumerate(results.tasks)]
-            cells = [(i, cell) for i, cell in found if cell is not None]
-            axes.bar(
-                [i + (number - (len(results.methods) - 1) / 2) * width for i, _ in cells],
+            offset = (number - (len(results.methods) - 1) / 2) * width
+            cells = [(i + offset, cell) for i, cell in found if cell is not None]
+            drawn = axes.errorbar(
+                [x for x, _ in cells],
                 [cell.mean for _, cell in cells],
-                width,
                 yerr=[cell.sd or 0.0 for _, cell in cells],
                 label=method,
-                capsize=2,
+                fmt="s",
+                markersize=5,
+                capsize=3,
+            )
+            axes.plot(
+                [x + width / 4 for x, cell in cells for _ in cell.scores],
+                [score for _, cell in cells for score in cell.scores],
+                ".",
+                color=drawn[0].get_color(),
+                alpha=0.6,
             )
         axes.set_xticks(range(len(results.tasks)), results.tasks)
-        values = [s for cell in results.cells.values() for s in cell.scores]
-        low, high = min(values), max(values)
-        axes.set_ylim(max(0.0, low - 0.5 * (high - low) - 1), high + 0.1 * (high - low) + 1)
-        axes.set(ylabel="score on test", title="mean over seeds; lines: standard deviation")
+        axes.set_xlim(-0.5, len(results.tasks) - 0.5)
+        axes.set(ylabel="score", title="mean and standard deviation over seeds; dots: seeds")
         axes.legend(fontsize=8)
 
     _figure(_draw, path)
 
 
 def curves(results: Results, task: str, path: Path) -> bool:
-    """Validation score after each evaluation of the last stage, mean over seeds; if there are."""
+    """Validation score after each evaluation of the last stage, if there are: mean over seeds, and
+    a band of one standard deviation.
+    """
     lines = {}
     for (method, each), cell in results.cells.items():
         found = [curve(folder, cell.metric) for folder in cell.folders]
         if each == task and any(found):
-            lines[method] = [mean(v) for v in zip(*filter(None, found), strict=False)]
+            lines[method] = list(zip(*filter(None, found), strict=False))
 
     def _draw(axes: Any) -> None:
         for method, values in lines.items():
-            axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, label=method)
+            places, middle = range(1, len(values) + 1), [mean(v) for v in values]
+            spread = [stdev(v) if len(v) > 1 else 0.0 for v in values]
+            low = [m - s for m, s in zip(middle, spread, strict=True)]
+            high = [m + s for m, s in zip(middle, spread, strict=True)]
+            axes.plot(places, middle, marker="o", markersize=3, label=method)
+            axes.fill_between(places, low, high, alpha=0.12)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="evaluation of the last stage", ylabel="score on validation", title=task)
         axes.legend(fontsize=8)
@@ -69,18 +83,19 @@ def curves(results: Results, task: str, path: Path) -> bool:
     return bool(lines)
 
 
-#: File -> (axis, value of a cell, logarithmic).
-COSTS: dict[str, tuple[str, Callable[[Any], float], bool]] = {
-    "size": ("parameters", lambda cell: cell.parameters, True),
-    "speed": ("samples a second in evaluation", lambda cell: cell.samples_per_second, False),
-    "memory": ("peak memory (MB)", lambda cell: cell.peak_memory / 1e6, False),
-    "time": ("training of all stages (s)", lambda cell: cell.train_seconds, False),
+#: File -> (axis, value of a cell).
+COSTS: dict[str, tuple[str, Callable[[Any], float]]] = {
+    "size": ("parameters", lambda cell: cell.parameters),
+    "speed": ("samples a second in evaluation", lambda cell: cell.samples_per_second),
+    "memory": ("peak memory (MB)", lambda cell: cell.peak_memory / 1e6),
+    "time": ("training of all stages (s)", lambda cell: cell.train_seconds),
 }
+WIDE = 3.0  # from this ratio of largest to smallest on, an axis of costs is logarithmic
 
 
 def against(results: Results, cost: str, path: Path) -> bool:
     """Mean score over the tasks against what a method costs; if any cost is known."""
-    label, value, is_log = COSTS[cost]
+    label, value = COSTS[cost]
     points = {}
     for method in results.methods:
         cells = [c for (m, _), c in results.cells.items() if m == method]
@@ -91,10 +106,14 @@ def against(results: Results, cost: str, path: Path) -> bool:
         for method, (x, y) in points.items():
             axes.plot([x], [y], "o")
             axes.annotate(method, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        if is_log:
+        costs = [x for x, _ in points.values()]
+        if max(costs) > WIDE * min(costs) > 0:
             axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.locator_params(axis="x", nbins=6)
         axes.margins(0.15)
-        axes.set(xlabel=label, ylabel="mean score on test")
+        axes.set(xlabel=label, ylabel="mean score")
 
     if points:
         _figure(_draw, path)

@@ -1,7 +1,7 @@
 """The report of a study: tables, significance, plots; Markdown, HTML, PNG and results.csv."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -10,7 +10,14 @@ from distill.engine import files
 from distill.tune import plots
 from distill.tune.document import Code, Grid, Heading, Image, Items, Paragraph, Part, markdown, page
 from distill.tune.results import Cell, Results, correct
-from distill.tune.stats import Difference, paired_bootstrap, ranks, sample_differences
+from distill.tune.stats import (
+    Difference,
+    holm,
+    paired_bootstrap,
+    ranks,
+    sample_differences,
+    two_way_bootstrap,
+)
 
 CLOSE = 1e-6  # points
 
@@ -48,19 +55,31 @@ def _parts(results: Results, about: About, folder: Path) -> Iterator[Part]:
     yield Paragraph(
         f"{len(results.methods)} methods, {len(results.tasks)} tasks, seeds "
         f"{', '.join(map(str, seeds))}. Settings and epochs are chosen on validation; the numbers "
-        "are those of test (marked val where test has no labels): mean +- standard deviation over "
-        "the seeds, in percent unless the metric is a loss."
+        "are those of test: mean +- standard deviation over the seeds, in percent unless the "
+        "metric is a loss. Marked val: test has no labels, and validation, by which settings and "
+        "epochs were chosen, looks better than it should."
     )
     yield Heading("Scores")
     yield _score_table(results)
     plots.scores(results, folder / "scores.png")
     yield Image("scores", folder / "scores.png")
+    if results.shared:
+        yield Heading("Models that methods share")
+        yield Grid(["model", "score"], [[name, text] for name, text in results.shared])
     yield Heading("Ranks")
-    yield _rank_table(results)
+    places = rank_rows(results)
+    if places:
+        yield _rank_table(results, places)
+    if len(places) < len(results.methods):
+        yield Paragraph("Only methods with a number for every task are ranked.")
     if about.baseline is not None:
         yield from _significance(results, about.baseline)
     yield Heading("Cost")
     yield _cost_table(results)
+    yield Paragraph(
+        "Parameters: with those that a method adds for training. Speed, of evaluation, and time "
+        "are as measured beside the sweep's other runs; memory is the largest of all runs."
+    )
     for cost in plots.COSTS:
         if plots.against(results, cost, folder / f"{cost}.png"):
             yield Image(f"score against {cost}", folder / f"{cost}.png")
@@ -87,7 +106,12 @@ def _number(cell: Cell | None) -> str:
 
 
 def means_of(results: Results) -> dict[str, float]:
-    """Method -> mean over tasks, of methods that have a number for every task."""
+    """Method -> mean over tasks, of methods that have a number for every task.
+
+    None where a task's metric is a loss: it has no mean with others.
+    """
+    if len(results.tasks) > 1 and any(map(results.lower_is_better, results.tasks)):
+        return {}
     return {
         method: mean(results.cells[method, task].mean for task in results.tasks)
         for method in results.methods
@@ -123,8 +147,7 @@ def rank_rows(results: Results) -> dict[str, dict[str, float]]:
     return places
 
 
-def _rank_table(results: Results) -> Grid:
-    places = rank_rows(results)
+def _rank_table(results: Results, places: Mapping[str, Mapping[str, float]]) -> Grid:
     ordered = sorted(places, key=lambda method: mean(places[method].values()))
     return Grid(
         ["method", *results.tasks, "mean rank"],
@@ -137,21 +160,27 @@ def _rank_table(results: Results) -> Grid:
 
 
 def difference(cell: Cell, baseline: Cell) -> Difference | None:
-    """Against the baseline: over test samples where the score is a mean of them, else over seeds.
-
-    None if fewer than two are paired.
+    """Against the baseline, seed by seed: over test samples as well where the score is a mean of
+    them. None if fewer than two values are paired.
     """
-    mine, theirs = ([correct(f) for f in each.folders] for each in (cell, baseline))
-    runs = [run for run in (*mine, *theirs) if run is not None]
-    paired = bool(runs) and len(runs) == len(mine) + len(theirs)
-    if paired and _explain(runs, (*cell.test, *baseline.test)):
-        points = sample_differences(runs[: len(mine)], runs[len(mine) :])
-        return paired_bootstrap(points, "samples")
     shared = [seed for seed in cell.seeds if seed in baseline.seeds]
+    mine, theirs = (_runs(each, shared) for each in (cell, baseline))
+    if shared and mine is not None and theirs is not None:
+        return two_way_bootstrap(sample_differences(mine, theirs))
     if len(shared) < 2:
         return None
     mine_of, theirs_of = (dict(zip(c.seeds, c.scores, strict=True)) for c in (cell, baseline))
-    return paired_bootstrap([mine_of[s] - theirs_of[s] for s in shared], "seeds")
+    points = [mine_of[seed] - theirs_of[seed] for seed in shared]
+    return replace(paired_bootstrap(points, "seeds"), seeds=tuple(points))
+
+
+def _runs(cell: Cell, seeds: list[int]) -> list[dict[int, bool]] | None:
+    """Which test samples were right, for each of the seeds; None where that is not the score."""
+    runs = [correct(folder) for folder in cell.folders]
+    known = [run for run in runs if run is not None]
+    if not cell.test or len(known) < len(runs) or not _explain(known, cell.test):
+        return None
+    return [known[cell.seeds.index(seed)] for seed in seeds]
 
 
 def _explain(runs: list[dict[int, bool]], scores: tuple[float, ...]) -> bool:
@@ -164,25 +193,40 @@ def _explain(runs: list[dict[int, bool]], scores: tuple[float, ...]) -> bool:
 
 def _significance(results: Results, baseline: str) -> Iterator[Part]:
     yield Heading(f"Against {baseline}")
+    found: dict[str, Difference] = {}
+    for (method, task), cell in sorted_cells(results):
+        other = results.cells.get((baseline, task))
+        if method != baseline and other is not None:
+            against = difference(cell, other)
+            if against is not None:
+                found[f"{method}, {task}"] = against
+    tested = {name: each.p for name, each in found.items() if each.p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     rows = []
-    for method in results.methods:
-        for task in results.tasks:
-            pair = [results.cells.get((name, task)) for name in (method, baseline)]
-            if method == baseline or pair[0] is None or pair[1] is None:
-                continue
-            found = difference(pair[0], pair[1])
-            if found is not None:
-                interval = f"{found.low:+.1f} .. {found.high:+.1f}"
-                drawn = f"{found.number} {found.unit}"
-                p = "-" if found.p is None else f"{found.p:.4f}"
-                rows.append([f"{method}, {task}", f"{found.mean:+.1f}", interval, p, drawn])
-    yield Grid(["method, task", "points", "95 % interval", "p", "drawn again"], rows)
+    for name, each in found.items():
+        told = [f"{each.mean:+.1f}", ", ".join(f"{points:+.1f}" for points in each.seeds)]
+        if name in tested:
+            told += [f"{each.low:+.1f} .. {each.high:+.1f}", f"{each.p:.4f}"]
+            told += [f"{corrected[name]:.4f}"]
+        else:
+            told += ["-"] * 3
+        rows.append([name, *told, each.drawn])
+    head = ["method, task", "points", "of each seed", "95 % interval", "p", "p (Holm)", "drawn"]
+    yield Grid(head, rows)
     yield Paragraph(
-        "Paired bootstrap, 10,000 resamples, two-sided. Samples: each test sample's share of "
-        "seeds that were right is drawn, so that the chance in the samples is counted; seeds: "
-        "where predictions do not explain the score (no p of fewer than five). No correction "
-        f"for several comparisons ({len(rows)} here)."
+        "Paired bootstrap, 10,000 resamples, two-sided: method minus baseline of the same seed, "
+        "on the same test samples. Seeds and samples are drawn again together; seeds alone where "
+        "predictions do not explain the score, and then without interval and p below five of "
+        f"them. p (Holm): corrected for the {len(tested)} comparisons of this table. Fewer than "
+        "five seeds say little of how much runs vary: look at the differences of each seed as "
+        "well, and claim no more than they agree on."
     )
+
+
+def sorted_cells(results: Results) -> list[tuple[tuple[str, str], Cell]]:
+    """Cells by method, then task, in the order of the file."""
+    pairs = [(method, task) for method in results.methods for task in results.tasks]
+    return [(pair, results.cells[pair]) for pair in pairs if pair in results.cells]
 
 
 def _cost_table(results: Results) -> Grid:

@@ -6,7 +6,7 @@ Settings are chosen by the mean of the seeds' validation scores; the numbers are
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -62,6 +62,7 @@ class Results:
     tasks: tuple[str, ...]
     rows: dict[str, Row] = field(default_factory=dict)
     missing: tuple[str, ...] = ()  # what is not there, and why
+    shared: tuple[tuple[str, str], ...] = ()  # models of no method that were scored: name, text
 
     def lower_is_better(self, task: str) -> bool:
         """Whether the task's metric is a loss."""
@@ -98,7 +99,21 @@ def collect(graph: Graph, rows: Mapping[str, Row], metric: str | None, out: Path
         tasks=tuple(dict.fromkeys(task for _, task in groups)),
         rows=dict(rows),
         missing=tuple(dict.fromkeys(missing)),
+        shared=tuple(_shared(graph, rows, metric)),
     )
+
+
+def _shared(graph: Graph, rows: Mapping[str, Row], metric: str | None) -> Iterator[tuple[str, str]]:
+    """Name and score of the models that methods share, of those that have one."""
+    for key, node in graph.nodes.items():
+        row = rows[key]
+        if node.method is None and row.state == DONE:
+            name = metric_of(row, metric)
+            for split, mark in (("test", ""), ("val", " (val)")):
+                value = (row.result.get(split) or {}).get(name)
+                if value is not None:
+                    yield node.name, f"{percent(name, value):.1f} {name}{mark}"
+                    break
 
 
 def _reasons(leaves: Iterable[Leaf], rows: Mapping[str, Row]) -> list[str]:

@@ -72,14 +72,36 @@ def test_ranks_and_differences_follow_from_the_scores(study):
         first = max(scores, key=lambda method: scores[method][place])
         ranks = {row[0]: row[1 + place] for row in found["Ranks"][1:]}
         assert ranks[first] == "1"
-    for name, points, interval, p, drawn in found["Against plain"][1:]:
+    told = summaries(study)
+    for name, points, seeds, interval, p, holm, drawn in found["Against plain"][1:]:
         method, task = name.split(", ")
         expected = scores[method]["ab".index(task)] - scores["plain"]["ab".index(task)]
         assert float(points) == pytest.approx(expected, abs=0.11)
+        each = [float(text) for text in seeds.split(", ")]
+        assert mean(each) == pytest.approx(float(points), abs=0.11)
+        settings = {key[3] for key in told if key[:2] == (method, task)}
+        pairs = [
+            [
+                told[method, task, s, own]["test"]["accuracy"]
+                - told["plain", task, s, "{}"]["test"]["accuracy"]
+                for s in "123"
+            ]
+            for own in settings
+        ]
+        assert min(max(abs(a - b) for a, b in zip(each, x, strict=True)) for x in pairs) < 0.051
         low, high = map(float, interval.split(" .. "))
         assert low <= float(points) <= high
         assert (low > 0 or high < 0) == (float(p) < 0.05)
-        assert drawn == "50 samples"
+        assert float(holm) >= float(p)
+        assert drawn == "50 samples, 3 seeds"
+
+
+def test_models_that_methods_share_are_scored_too(study):
+    for task in "ab":
+        (folder,) = (study / "runs").glob(f"{task}-teacher-s1-*")
+        expected = json.loads((folder / "summary.json").read_text())["test"]["accuracy"]
+        text = (study / "report/report.md").read_text()
+        assert f"| {task}-teacher-s1 | {expected:.1f} accuracy |" in text
 
 
 def test_the_page_needs_no_other_file_and_the_plots_are_there(study):

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from distill.tune.stats import RESAMPLES, paired_bootstrap, ranks, sample_differences
+from distill.tune.stats import (
+    RESAMPLES,
+    holm,
+    paired_bootstrap,
+    ranks,
+    sample_differences,
+    two_way_bootstrap,
+)
 
 
 def test_the_interval_is_that_of_the_normal_distribution_for_many_samples():
@@ -13,7 +20,7 @@ def test_the_interval_is_that_of_the_normal_distribution_for_many_samples():
     assert found.mean == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.05)
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.05)
-    assert (found.unit, found.number) == ("samples", 400)
+    assert found.drawn == "400 samples"
 
 
 @pytest.mark.parametrize(
@@ -47,9 +54,38 @@ def test_ranks_share_places():
     assert ranks({"a": 3.0, "b": 5.0}, lower_is_better=True) == {"a": 1, "b": 2}
 
 
-def test_differences_of_samples_are_means_over_seeds():
+def test_differences_are_of_the_same_seed_and_sample():
     method = [{0: True, 1: True, 2: False}, {0: True, 1: False, 2: False}]
     baseline = [{0: False, 1: True, 2: False}, {0: False, 1: True, 2: True}]
-    assert sample_differences(method, baseline) == [100.0, -50.0, -50.0]
+    actual = sample_differences(method, baseline)
+    assert actual.tolist() == [[100.0, 0.0, 0.0], [100.0, -100.0, -100.0]]
     with pytest.raises(ValueError, match="different samples"):
         sample_differences(method, [{0: True}])
+
+
+def test_two_ways_add_the_variances_of_seeds_and_samples():
+    draw = np.random.default_rng(3)
+    seeds, samples = draw.normal(0, 2.0, 40), draw.normal(1, 9.0, 300)
+    found = two_way_bootstrap(seeds[:, None] + samples[None])
+    error = np.sqrt(seeds.var() / 40 + samples.var() / 300)
+    mean = seeds.mean() + samples.mean()
+    assert found.mean == pytest.approx(mean)
+    assert found.low == pytest.approx(mean - 1.96 * error, abs=0.06)
+    assert found.high == pytest.approx(mean + 1.96 * error, abs=0.06)
+    assert found.drawn == "300 samples, 40 seeds"
+    assert found.seeds == pytest.approx(seeds + samples.mean())
+
+
+def test_seeds_that_disagree_give_no_small_p():
+    # One seed of three is far better, by the samples alone beyond any doubt; two are a bit worse.
+    values = np.repeat([[30.0], [-1.0], [-1.0]], 500, axis=1)
+    assert paired_bootstrap(values.mean(0), "samples").p == 1 / RESAMPLES
+    # Only the bad seeds are drawn in (2/3)^3 of all cases.
+    assert two_way_bootstrap(values).p == pytest.approx(2 * (2 / 3) ** 3, abs=0.02)
+    one = np.array([[100.0, 0.0, 0.0, -100.0, 100.0, 100.0]])
+    assert two_way_bootstrap(one).low == paired_bootstrap(one[0], "samples").low
+
+
+def test_holm_by_hand():
+    assert holm([0.04, 0.01, 0.5, 0.03]) == pytest.approx([0.09, 0.04, 0.5, 0.09])
+    assert holm([]) == []
