@@ -10,6 +10,7 @@ from config.data import TOKENIZERS_BUILT, block_problems, parse_split, weight_pr
 from config.deepspeed import setting_of
 from config.errors import ConfigError
 from config.model import cut_sizes
+from config.multi_task import multi_task_problems
 from config.recompute import recomputation_problems
 from config.shape_checks import shape_checks
 from config.text_checks import is_lm, is_seq2seq, text_problems
@@ -37,6 +38,9 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "seq_length": (lambda x: x >= 4, "must be at least 4"),
         "eval_seq_length": (lambda x: x >= 4, "must be at least 4"),
         "num_workers": AT_LEAST_ZERO,
+        "multi_task_ratio": FRACTION,
+        "multi_seq_length": (lambda x: x >= 16, "must be at least 16"),
+        "multi_batch_size": AT_LEAST_ONE,
         "non_sentence_start": FRACTION,
     },
     "blocks": {
@@ -162,6 +166,7 @@ def _length(run: "RunArgs") -> Iterator[str]:
     for flag, length in (
         ("--seq-length", 0 if is_seq2seq(run) else run.data.seq_length),  # it has its own
         ("--eval-seq-length", run.data.eval_seq_length or 0),
+        ("--multi-seq-length", run.data.multi_seq_length or 0),
     ):
         if length > longest:
             yield (
@@ -205,6 +210,7 @@ def _data(run: "RunArgs") -> Iterator[str]:
     if not run.data.train_data:
         yield "--train-data: missing; give names of config/corpora.json, files or folders"
     yield from block_problems(run.blocks)
+    yield from multi_task_problems(run)
     yield from weight_problems(run.data)
     try:
         parse_split(run.data.split)

@@ -60,6 +60,16 @@ class DataArgs(ArgGroup):
     non_sentence_start: float = flag(0.0, "fraction of samples that may start inside a sentence")
     sample_one_document: bool = flag(False, "never fill a short sample with the next document")
     skip_bad_lines: bool = flag(False, "leave out lines that cannot be used, and report how many")
+    multi_task_data: tuple[str, ...] | None = flag(
+        None, "labelled tasks to pretrain on besides, as mnli race; folders below --data-dir"
+    )
+    multi_task_ratio: float = flag(0.0, "fraction of micro-batches that are of these tasks")
+    multi_seq_length: int | None = flag(
+        None, "longest sample of these tasks (tokens); default: --seq-length"
+    )
+    multi_batch_size: int | None = flag(
+        None, "micro-batch of these tasks (samples); default: --batch-size"
+    )
 
     @property
     def shares(self) -> tuple[float, float, float]:

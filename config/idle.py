@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VOCABULARY = ("--sentinel-token", "--block-mask-prob", "--context-mask-ratio", "--masked-lm")
 BUILDING = ("--student_build_map_vocab", "--student_map_vocab_ranking")
 BUILDING += ("--student_map_vocab_tn", "--student_map_vocab_method")
+MULTI_TASK = ("--multi-task-data", "--multi-seq-length", "--multi-batch-size")
 #: Of DistillArgs, what a model that is trained alone has too.
 ALONE = ("--student_model", "--compat", "--student_build_map_vocab", "--student_map_vocab_ranking")
 
@@ -238,11 +239,16 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "on pretraining",
     ),
     (
+        MULTI_TASK,
+        lambda run: run.program == "pretrain" and run.data.multi_task_ratio == 0,
+        "without --multi-task-ratio above 0",
+    ),
+    (
         ("--train-data", "--test-data", "--split", "--train-data-weights")
         + ("--load-splits", "--save-splits", "--save-test-data", "--filter-english")
         + tuple(flag for flag in BlockLMArgs.flags() if flag not in ("--block-lm", *VOCABULARY))
         + ("--eval-interval", "--eval-iters", "--num-workers", "--cache-dir")
-        + ("--sample-one-document", "--non-sentence-start"),
+        + ("--sample-one-document", "--non-sentence-start", *MULTI_TASK, "--multi-task-ratio"),
         lambda run: run.program == "finetune",
         "on fine-tuning",
     ),

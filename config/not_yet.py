@@ -23,9 +23,6 @@ class Later(NamedTuple):
 #: Feature -> its flags, `name` or `name=default`.
 _FEATURES = {
     "BERT models as a baseline": "pretrained-bert",
-    "multi-task pretraining": (
-        "multi-task-data multi-task-ratio=0 multi-seq-length multi-batch-size"
-    ),
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
     "other optimizers than AdamW": "optimizer=adam",
 }

@@ -15,6 +15,7 @@ from data_utils.dataset import BlockDataset
 from data_utils.documents import Documents
 from data_utils.infilling import BlankInfilling
 from data_utils.loader import StepLoader
+from data_utils.mixed import MixedDataset, MixedSampler, Mixture
 from data_utils.parts import (
     SPLIT_SEED,
     Part,
@@ -57,10 +58,12 @@ def build_pretrain_loaders(
     evaluation: EvalArgs | None = None,
     block_position: bool = True,
     pin_memory: bool = False,
+    mixture: Mixture | None = None,
 ) -> Loaders:
     """Loaders of one data-parallel rank; every model-parallel rank builds the same.
 
     block_position: False with --no-block-position, where every token of a span has position 1.
+    mixture: samples of labelled tasks, whose micro-batches take the place of some.
     Tokenises what is not in the cache. Raises ConfigError for data that is missing or too little.
     """
     evaluation = evaluation or EvalArgs()
@@ -81,7 +84,7 @@ def build_pretrain_loaders(
             "non_sentence_start": data.non_sentence_start,
             "one_document": data.sample_one_document,
         }
-        dataset: BlockDataset | StreamDataset
+        dataset: BlockDataset | StreamDataset | MixedDataset
         if documents is None:
             assert streamed is not None
             where = (streamed, tokenizer, corrupt, cache_folder(data), options)
@@ -89,8 +92,12 @@ def build_pretrain_loaders(
         else:
             dataset = BlockDataset(documents, tokenizer, corrupt, **options)
             log.info("%s: %d documents, %d tokens", stream, len(documents), documents.num_tokens)
+        mixed: StepSampler | MixedSampler = sampler
+        if mixture is not None and stream in mixture.datasets:
+            dataset = MixedDataset(dataset, mixture.datasets[stream])
+            mixed = MixedSampler(sampler, mixture, seed)
         return StepLoader(
-            dataset, collate, sampler, num_workers=data.num_workers, pin_memory=pin_memory
+            dataset, collate, mixed, num_workers=data.num_workers, pin_memory=pin_memory
         )
 
     def evaluator(part: int, stream: str) -> StepLoader | None:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_utils.batch import Batch
+from data_utils.mixed import MixedSampler
 from data_utils.samplers import StepSampler
 
 
@@ -24,7 +25,7 @@ class StepLoader:
         self,
         dataset: Any,
         collate: Callable[[Sequence[Any]], Batch],
-        sampler: StepSampler,
+        sampler: StepSampler | MixedSampler,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,

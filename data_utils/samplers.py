@@ -5,7 +5,7 @@ accumulation steps and data-parallel ranks changes nothing but who computes what
 exactly, on any number of ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 import numpy as np
@@ -93,9 +93,13 @@ class StepSampler:
             batches.append(mine + [~rows[i % len(rows)] for i in range(missing)])
         return batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def iterations(self) -> Iterable[int]:
+        """Those that are left, in order."""
         start, stop = self.start_iteration, self.stop_iteration
-        for iteration in count(start) if stop is None else range(start, stop):
+        return count(start) if stop is None else range(start, stop)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in self.iterations():
             yield from self.micro_batches(iteration)
 
     def __len__(self) -> int:

@@ -52,12 +52,12 @@ class StudentPass:
     @cached_property
     def hard_loss(self) -> Tensor:
         """[]"""
-        return self.hard_rows.mean(self._row_losses)
+        return self.hard_rows.mean(self.row_losses)
 
     @cached_property
     def hard_losses(self) -> Tensor:
         """[b], their mean is hard_loss."""
-        return self.hard_rows.mean(self._row_losses, keep_batch=True)
+        return self.hard_rows.mean(self.row_losses, keep_batch=True)
 
     @cached_property
     def hard_term(self) -> RowLoss | None:
@@ -65,7 +65,8 @@ class StudentPass:
         return self.task.hard_rows_term(self.own_batch)
 
     @cached_property
-    def _row_losses(self) -> Tensor:
+    def row_losses(self) -> Tensor:
+        """Of every row, or of the picked ones."""
         term = self.hard_term if isinstance(self.logits, Logits) else None
         return row_losses(self.task, self.logits, self.own_batch, self.hard_rows, term)
 

@@ -86,9 +86,13 @@ def load_data(run: "RunArgs", runtime: "Runtime", tokenizer: "Tokenizer") -> "Lo
     from data_utils.build import build_pretrain_loaders
     from data_utils.build_text import build_text_loaders
     from distill.engine.build import first_iteration
+    from tasks.multi_task import build_multi_task
 
     ranks = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
     pin = runtime.device.type == "cuda"
+    with_blocks = not run.model.no_block_position
+    groups = run.data, run.train, tokenizer, run.compat
+    mixture = build_multi_task(*groups, block_position=with_blocks)
     with runtime.local_main_first():
         if run.reads_text:
             return build_text_loaders(
@@ -99,8 +103,9 @@ def load_data(run: "RunArgs", runtime: "Runtime", tokenizer: "Tokenizer") -> "Lo
         return build_pretrain_loaders(
             *(run.data, run.blocks, run.train, tokenizer, *ranks, first_iteration(run)),
             evaluation=run.evaluation,
-            block_position=not run.model.no_block_position,
+            block_position=with_blocks,
             pin_memory=pin,
+            mixture=mixture,
         )
 
 

@@ -21,11 +21,12 @@ from distill.capture import Captured, Hook, Point, merge_hooks, to_hook
 from distill.combiner import chosen_combiner
 from distill.comparison import Comparison, StudentPass, row_losses
 from distill.context import Clock, LossContext, TrainState
+from distill.kinds import Counts, count_step, kind_terms
 from distill.lazy_forward import find_lazy, forward_lazily, is_large
 from distill.lazy_logits import Logits
 from distill.random_data import RandomData
 from distill.registry import METHODS
-from distill.rows import Rows, count_rows, exact_rows, local_rows, seed_rows
+from distill.rows import Rows, exact_rows, local_rows, seed_rows
 from distill.soft_labels import SoftLabels
 from distill.student import GLMStudent, find_student
 from distill.teacher import Teacher, in_fp32
@@ -43,22 +44,12 @@ GRADIENT_SCALE = 2.0**10  # of the first pass's gradient, so that half precision
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Divisors of all row masks, for one optimizer step."""
-
-    totals: Mapping[str, Tensor]  # name -> []
-
-    def times(self, factor: int) -> "Counts":
-        """The counts where every row is there `factor` times."""
-        return Counts({name: total * factor for name, total in self.totals.items()})
-
-
-@dataclass(frozen=True)
 class StepOutput:
     """What a micro-batch gives."""
 
     loss: Tensor  # [] with gradient
-    terms: dict[str, Tensor | float] = field(default_factory=dict)  # [] each, detached, in order
+    terms: dict[str, Tensor | float] = field(default_factory=dict)  # detached, in order: [] each,
+    # or [2]: a sum and a count, whose ratio is told over many micro-batches
 
 
 class DistillStep:
@@ -108,26 +99,23 @@ class DistillStep:
         """
         if self.method is not None:
             self.method.begin_step(self._clock(0, 0))
-        return Counts(
-            count_rows(
-                [self._masks(batch) for batch in micro_batches],
-                accumulation=self.run.train.gradient_accumulation_steps,
-                device=self.student.device,
-            )
-        )
+        masks = [self._masks(batch) for batch in micro_batches]
+        groups = self.run.data, self.run.train
+        return count_step(micro_batches, masks, *groups, self.student.device)
 
     def __call__(self, batch: Batch, counts: Counts, micro_step: int = 0) -> StepOutput:
         """All passes over one micro-batch, on whatever device it is."""
         self.memories.begin(micro_step, self.state.iteration)
+        counts = counts.of(batch)
         if self.comparison is None:
             hard_rows = self._hard_rows(batch, self._masks(batch), counts)
-            batch = batch.to(self.student.device)
+            kinds, batch = self._kinds(batch), batch.to(self.student.device)
             lazy = self._lazy(batch)
             options = {} if lazy else self._output_rows(hard_rows)
             with self.student.autocast():
                 logits = self._forward(self.task.inputs(batch), options, lazy=lazy)
             losses = row_losses(self.task, logits, self._own(batch), hard_rows)
-            return StepOutput(hard_rows.mean(losses))
+            return StepOutput(hard_rows.mean(losses), kind_terms(kinds, losses, hard_rows))
         flags, losses, terms = self.run.distill, [], {}
         for repeat in range(1 + flags.forward_repeat_num):
             output = self._pass(batch, counts, self._clock(micro_step, repeat))
@@ -152,11 +140,18 @@ class DistillStep:
         masks = self._masks(batch)
         hard_rows = self._hard_rows(batch, masks, counts)
         rows = self._rows(batch, masks, counts, hard_rows)
-        return self._distill(batch.to(self.student.device), rows, hard_rows, clock)
+        output, student = self._distill(batch.to(self.student.device), rows, hard_rows, clock)
+        of_kinds = kind_terms(self._kinds(batch), student.row_losses, hard_rows)
+        terms = {name + student.suffix: pair for name, pair in of_kinds.items()}
+        return StepOutput(output.loss, output.terms | terms)
+
+    def _kinds(self, batch: Batch) -> Tensor | None:
+        """[b] the kind of each sample, where the log tells their losses apart."""
+        return batch.kinds if self.run.data.multi_task_ratio > 0 else None
 
     def _distill(
         self, batch: Batch, rows: dict[str, Rows], hard_rows: Rows, clock: Clock
-    ) -> StepOutput:
+    ) -> tuple[StepOutput, StudentPass]:
         method = self.method
         method.begin_pass(clock)
         method.take_terms()  # of a forward outside this step
@@ -174,7 +169,7 @@ class DistillStep:
             terms |= {name + student.suffix: value for name, value in found}
         if gradient_points:
             self._hand_gradients(loss, gradient_points, Captured(student.hook, raw))
-        return StepOutput(loss, terms)
+        return StepOutput(loss, terms), student
 
     def _student_pass(
         self,

@@ -43,15 +43,16 @@ class Meter:
         self.started = time.perf_counter()
 
     def add(self, batch: Batch, loss: Tensor, terms: Mapping[str, Tensor | float]) -> None:
-        """One micro-batch. NaN and infinite values do not enter the means."""
+        """One micro-batch. NaN and infinite values do not enter the means.
+
+        A term of two numbers, a sum and a count, enters as it is.
+        """
         self.samples += int(batch.weight.sum())
         self.tokens += count_tokens(batch)
         for name, value in ((LOSS, loss), *terms.items()):
             if not isinstance(value, Tensor):
                 value = torch.full((), value, device=self.device)
-            value = value.detach().double()
-            finite = torch.isfinite(value)
-            pair = torch.stack([torch.where(finite, value, 0.0), finite.double()])
+            pair = as_pair(value.detach().double())
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def pause(self, seconds: float) -> None:
@@ -70,6 +71,12 @@ class Meter:
             count = sum(pair[1] for pair in pairs)
             means[name] = sum(pair[0] for pair in pairs) / count if count else math.nan
         return means, sum(p[1] for p in parts), sum(p[2] for p in parts), seconds
+
+
+def as_pair(value: Tensor) -> Tensor:
+    """[sum, count] of a term: a value [] counts once, what is not finite counts nothing."""
+    pair = value if value.dim() else torch.stack([value, torch.ones_like(value)])
+    return torch.where(torch.isfinite(pair).all(), pair, torch.zeros_like(pair))
 
 
 def count_tokens(batch: Batch) -> int:

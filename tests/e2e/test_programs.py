@@ -12,6 +12,7 @@ import pytest
 
 from distill.engine.files import read_tensors
 from tests.e2e import world as w
+from tests.tasks.multi import make_tasks
 
 pytestmark = pytest.mark.e2e
 
@@ -31,10 +32,10 @@ def summary(world, name):
     return json.loads((world / "runs" / name / "summary.json").read_text())
 
 
-def losses(world, name):
+def losses(world, name, kind="train_loss"):
     lines = (world / "runs" / name / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return {r["iteration"]: r["Train/train_loss"] for r in rows if "Train/train_loss" in r}
+    return {r["iteration"]: r[f"Train/{kind}"] for r in rows if f"Train/{kind}" in r}
 
 
 def seeds_sizes(world, layers=1):
@@ -194,9 +195,11 @@ def test_a_mistake_under_a_launcher_is_told_once(world):
 
 @pytest.mark.parametrize("zero", [None, 1])
 def test_a_new_process_resumes_bit_for_bit(world, zero):
-    """10 steps are 5 and 5, with dropout, by a program that starts anew."""
+    """10 steps are 5 and 5, with dropout and labelled tasks, by a program that starts anew."""
     flags = [f for f in w.pretraining(world) if not f.startswith("--log-interval")]
     flags += ["--log-interval=1", "--lr-decay-iters=10", "--save-interval=5"]
+    flags += [f"--data-dir={make_tasks(world / 'tasks')}", "--multi-task-ratio=0.4"]
+    flags += ["--multi-task-data", "mnli", "squad", "race", "--multi-batch-size=3"]
     if zero is not None:
         flags += [
             "--deepspeed",
@@ -210,6 +213,8 @@ def test_a_new_process_resumes_bit_for_bit(world, zero):
     load = f"--load={world / 'runs' / half}"
     w.succeeded(w.python("pretrain", *flags, "--train-iters=10", load))
     assert losses(world, half) == losses(world, whole)
+    assert losses(world, whole, "loss_multi-task") == losses(world, half, "loss_multi-task") != {}
+    assert any(it > 5 for it in losses(world, half, "loss_multi-task"))
     states = [
         read_tensors(world / "runs" / name / "10" / "mp_rank_00_model_states.pt")["module"]
         for name in (whole, half)
