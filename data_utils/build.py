@@ -15,7 +15,7 @@ from data_utils.dataset import BlockDataset
 from data_utils.documents import Documents
 from data_utils.infilling import BlankInfilling
 from data_utils.loader import StepLoader
-from data_utils.mixed import MixedDataset, MixedSampler, Mixture
+from data_utils.mixed import Mixture, mix
 from data_utils.parts import (
     SPLIT_SEED,
     Part,
@@ -84,7 +84,7 @@ def build_pretrain_loaders(
             "non_sentence_start": data.non_sentence_start,
             "one_document": data.sample_one_document,
         }
-        dataset: BlockDataset | StreamDataset | MixedDataset
+        dataset: BlockDataset | StreamDataset
         if documents is None:
             assert streamed is not None
             where = (streamed, tokenizer, corrupt, cache_folder(data), options)
@@ -92,13 +92,9 @@ def build_pretrain_loaders(
         else:
             dataset = BlockDataset(documents, tokenizer, corrupt, **options)
             log.info("%s: %d documents, %d tokens", stream, len(documents), documents.num_tokens)
-        mixed: StepSampler | MixedSampler = sampler
-        if mixture is not None and stream in mixture.datasets:
-            dataset = MixedDataset(dataset, mixture.datasets[stream])
-            mixed = MixedSampler(sampler, mixture, seed)
-        return StepLoader(
-            dataset, collate, mixed, num_workers=data.num_workers, pin_memory=pin_memory
-        )
+        source = mix(dataset, sampler, mixture, stream, seed)
+        workers = {"num_workers": data.num_workers, "pin_memory": pin_memory}
+        return StepLoader(source[0], collate, source[1], **workers)
 
     def evaluator(part: int, stream: str) -> StepLoader | None:
         micro_batch = evaluation.eval_batch_size or train.batch_size

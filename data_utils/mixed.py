@@ -79,3 +79,13 @@ class MixedSampler:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+def mix(
+    dataset: Any, sampler: StepSampler, mixture: Mixture | None, stream: str, seed: int
+) -> tuple[Any, StepSampler | MixedSampler]:
+    """Data set and sampler of a stream, with those of the mixture where it has this stream."""
+    if mixture is None or stream not in mixture.datasets:
+        return dataset, sampler
+    mixed = MixedDataset(dataset, mixture.datasets[stream])
+    return mixed, MixedSampler(sampler, mixture, seed)
