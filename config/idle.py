@@ -80,6 +80,11 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --load",
     ),
     (
+        ("--adam-beta1", "--adam-beta2", "--adam-eps"),
+        lambda run: run.optim.optimizer != "adam",
+        "with --optimizer=adafactor",
+    ),
+    (
         ("--mem-length",),
         lambda run: run.model.mem_length > 0 and not run.remembers,
         "but on pretraining with --transformer-xl: other samples do not continue each other",

@@ -24,7 +24,6 @@ class Later(NamedTuple):
 _FEATURES = {
     "BERT models as a baseline": "pretrained-bert",
     "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
-    "other optimizers than AdamW": "optimizer=adam",
 }
 
 

@@ -28,9 +28,14 @@ class TrainArgs(ArgGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerArgs(ArgGroup):
-    """AdamW and the learning-rate schedule (in optimizer steps)."""
+    """The optimizer and the learning-rate schedule (in optimizer steps)."""
 
     title, sep = "optimizer", "-"
+    optimizer: str = flag(
+        "adam",
+        "adam: AdamW; adafactor: less memory, rates relative to each parameter's size",
+        choices=("adam", "adafactor"),
+    )
     lr: float = flag(1e-4, "peak learning rate")
     weight_decay: float = flag(0.01, "decoupled; not on biases and LayerNorm")
     adam_beta1: float = flag(0.9, "first moment")

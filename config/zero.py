@@ -25,6 +25,11 @@ def zero_problems(run: "RunArgs") -> Iterator[str]:
     """A line for each option that cannot be served, whatever the device."""
     if run.deepspeed is None:
         return
+    if run.optim.optimizer != "adam":
+        yield (
+            f"--optimizer={run.optim.optimizer}: needs the rows and columns of parameters, which "
+            "DeepSpeed flattens; leave out --deepspeed, or train with AdamW"
+        )
     where, block = _place(run), run.deepspeed["zero_optimization"]
     stage = block["stage"]
     for name in ("offload_optimizer", "offload_param"):

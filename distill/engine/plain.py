@@ -1,4 +1,4 @@
-"""The engine on plain PyTorch: DistributedDataParallel, AdamW, autocast, GradScaler."""
+"""The engine on plain PyTorch: DistributedDataParallel, optimizer, autocast, GradScaler."""
 
 import contextlib
 from contextlib import AbstractContextManager
@@ -13,6 +13,7 @@ from config import RunArgs
 from distill.engine import files
 from distill.engine.launch import Runtime
 from distill.engine.optimizer import build_optimizer, set_lr
+from distill.engine.resuming import kind_of
 from distill.engine.weights import MODEL_FILE
 from distill.engine.wrap import Engine, StepResult, given, poison_unless_finite, reach_all
 
@@ -22,9 +23,8 @@ OPTIMIZER_FILE = "mp_rank_{:02d}_optim_states.pt"
 class PlainEngine(Engine):
     """One process, or several with the same weights and different samples."""
 
-    kind = "plain"
-
     def __init__(self, module: nn.Module, run: RunArgs, runtime: Runtime):
+        self.kind = kind_of(run)
         self.device = runtime.device
         self.module = module.to(self.device)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -81,7 +81,7 @@ class PlainEngine(Engine):
         if self._scaler.is_enabled():
             self._scaler.step(self.optimizer)
             self._scaler.update()
-        elif self.optimizer.defaults["fused"]:
+        elif self.optimizer.defaults.get("fused"):
             self.optimizer.found_inf = (~applied).float()
             self.optimizer.step()
         elif bool(applied):

@@ -17,8 +17,13 @@ PLAIN = "plain"
 
 
 def kind_of(run: RunArgs) -> str:
-    """The engine of a run, as checkpoints call it: "plain", "deepspeed stage 1"."""
-    return f"deepspeed stage {run.parallel.zero_stage}" if run.parallel.deepspeed else PLAIN
+    """The engine of a run, as checkpoints call it: "plain", "plain adafactor",
+
+    "deepspeed stage 1".
+    """
+    if run.parallel.deepspeed:
+        return f"deepspeed stage {run.parallel.zero_stage}"
+    return PLAIN if run.optim.optimizer == "adam" else f"{PLAIN} {run.optim.optimizer}"
 
 
 def check_resumable(folder: Path, saved: dict[str, Any], kind: str) -> None:
@@ -48,7 +53,11 @@ def check_resumable(folder: Path, saved: dict[str, Any], kind: str) -> None:
 
 def _is_cut(kind: str) -> bool:
     """Whether every data-parallel process has a part of the optimizer's state."""
-    return kind != PLAIN and not kind.endswith(" 0")
+    return not _is_plain(kind) and not kind.endswith(" 0")
+
+
+def _is_plain(kind: str) -> bool:
+    return kind.startswith(PLAIN)
 
 
 def _damage(folder: Path, kind: str) -> Iterator[str]:
@@ -56,7 +65,7 @@ def _damage(folder: Path, kind: str) -> Iterator[str]:
     size, ranks = mpu.get_model_parallel_world_size(), mpu.get_data_parallel_world_size()
     parts = size * (ranks if _is_cut(kind) else 1)
     found = len(list(folder.glob("*optim_states.pt")))
-    if found != parts and (kind == PLAIN or _is_cut(kind)):
+    if found != parts and (_is_plain(kind) or _is_cut(kind)):
         yield f"has {found} files of optimizer states (*optim_states.pt), it needs {parts}"
     for file in sorted(folder.glob("*.pt")):
         if not zipfile.is_zipfile(file):
