@@ -43,6 +43,8 @@ def multi_task_problems(run: "RunArgs") -> Iterator[str]:
         return
     if data.data_dir is None:
         yield "--multi-task-data: needs --data-dir, where the folders of the tasks lie"
+    if run.reads_text:
+        yield "--multi-task-data: --transformer-xl reads text alone; leave one out"
     if run.blocks.masked_lm:
         yield "--multi-task-data: answers are blanks, which --masked-lm has not; leave out one"
     found: list[str | None] = []

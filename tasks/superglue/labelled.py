@@ -7,7 +7,8 @@ import numpy as np
 from data_utils.block import BlockSample
 from data_utils.tokenization import Tokenizer
 from tasks.superglue.data import Example
-from tasks.superglue.encode import Layout, Mask, Part, Row, Sample, encode
+from tasks.superglue.encode import Layout, Mask, Part, Row, encode
+from tasks.superglue.encoded import Sample
 from tasks.superglue.pvp.base import PVP
 
 

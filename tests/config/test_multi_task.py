@@ -31,6 +31,10 @@ def test_names_in_other_spellings():
         ([*GIVEN, "--multi-task-data", "mnli", "copa"], "--multi-task-data=copa: unknown task"),
         ([*GIVEN, "--multi-task-data", "sst2", "SST-2"], "--multi-task-data=SST-2: is named twice"),
         ([*GIVEN, "--multi-task-data=mnli", "--masked-lm"], "--multi-task-data: answers are"),
+        (
+            [*GIVEN, "--multi-task-data=mnli", "--transformer-xl"],
+            "--multi-task-data: --transformer-xl reads text alone",
+        ),
         (["--multi-task-ratio=1.5"], "--multi-task-ratio=1.5: must be in [0, 1]"),
         (["--multi-seq-length=600"], "--multi-seq-length=600: is longer than"),
         (["--multi-batch-size=0"], "--multi-batch-size=0: must be at least 1"),
