@@ -5,8 +5,9 @@
 x: what is known of the sample, y: the teachers' logits. For `distill/teachers/rl_kd.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ import mpu
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill.adapters import Adapter
 from distill.combiner import Answer, Combination, Combiner
+from distill.lazy_logits import over_rows
+from distill.rows import Rows
 from mpu.layout import Layout
 from tasks.base import TaskShape
 
@@ -176,15 +179,25 @@ def side_by_side(
     ctx = made.context
     found, parts = ctx.first_rows(rows), []
     for answer in answers:
-        logits = answer.logits.detach().float()
         if ctx.layout is not Layout.SHARD_LAST:
             real = 1 if ctx.class_mask is None else ctx.class_mask
-            parts.append(widened(logits * real, classes))
-        elif found is None:
-            parts.append(logits.mean(1))
+            parts.append(widened(answer.logits.detach().float() * real, classes))
         else:
-            parts.append(found.of_samples(found.pick(logits) if logits.dim() == 3 else logits))
+            parts.append(_over_rows(answer, partial(_means, found)))
     return torch.cat(parts, 1)
+
+
+def _over_rows(answer: Answer, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """[b, s, v/p] -> [b, v/p] of a language model's logits, without gradient, fp32."""
+    with torch.no_grad():
+        return over_rows(answer.lazy_logits, function)
+
+
+def _means(rows: Rows | None, x: Tensor) -> Tensor:
+    """Of these rows of each sample: [b, s, ...] or, of the picked ones, [n, ...] -> [b, ...]."""
+    if rows is None:
+        return x.mean(1)
+    return rows.of_samples(rows.pick(x) if x.dim() == 3 else x)
 
 
 def padded_side_by_side(
@@ -193,12 +206,15 @@ def padded_side_by_side(
     """The seed's y (MT): masked positions count as zeros, choices that fill the batch as real."""
     mask, parts = padded_mask(made, every=every, labels=labels), []
     for answer in answers:
-        logits = answer.logits.detach().float()
-        if logits.dim() == 3:
-            parts.append((logits if mask is None else logits * mask[..., None]).mean(1))
+        if made.context.layout is Layout.SHARD_LAST:
+            parts.append(_over_rows(answer, partial(_padded_means, mask)))
         else:
-            parts.append(widened(logits, classes))
+            parts.append(widened(answer.logits.detach().float(), classes))
     return torch.cat(parts, 1)
+
+
+def _padded_means(mask: Tensor | None, x: Tensor) -> Tensor:
+    return (x if mask is None else x * mask[..., None]).mean(1)
 
 
 def padded_mask(made: Combination, *, every: bool, labels: bool) -> Tensor | None:

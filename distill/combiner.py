@@ -9,6 +9,7 @@ under `student.multi_teacher_model.`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ import mpu
 from config import ArgGroup, NoArgs, RunArgs
 from distill.capture import Captured, Hook, Point
 from distill.context import Clock, LossContext
+from distill.lazy_logits import Logits, Planned, dense
 from model.build import HeadSpec
 from tasks.base import TaskShape
 
@@ -29,19 +31,29 @@ class Answer:
     t_no: int
     pre_loss: Tensor | float  # [] or, if the combiner wants it per sample, [b]
     inter_loss: Tensor | float  # likewise
-    logits: Tensor | None  # the teacher's, as the student's; None: it did not run
+    lazy_logits: Tensor | Logits | None  # the teacher's, as they came; None: it did not run
     hard_loss: Tensor | None  # [b] the teacher's own hard loss, where it is computed
+
+    @cached_property
+    def logits(self) -> Tensor | None:
+        """The teacher's logits as numbers, which lazy ones become here."""
+        return dense(self.lazy_logits)
 
 
 @dataclass(frozen=True)
 class Combination:
     """What a combiner may know of the student's part of the pass."""
 
-    logits: Tensor  # the student's
+    lazy_logits: Tensor | Logits  # the student's, as they came
     hard_loss: Tensor  # [] the student's exact mean
     hard_rate: float  # --distill_hard_rate
     context: LossContext  # rows, masks, labels
     log: Callable[[str, Tensor | float], None]  # a number of this step, by name
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The student's logits as numbers, which lazy ones become here."""
+        return dense(self.lazy_logits)
 
     @property
     def real(self) -> Tensor | None:
@@ -57,7 +69,6 @@ class Combiner(nn.Module):
 
     Args: ClassVar[type[ArgGroup]] = NoArgs
     needs_teacher_loss: ClassVar[bool] = False  # every teacher's hard loss
-    reads_logits: ClassVar[bool] = True  # looks into logits; False: they need not be computed whole
 
     def __init__(self, run: RunArgs, args: ArgGroup, shape: TaskShape):
         """`args`: the combiner's own group of flags; `shape`: sizes of the task."""
@@ -120,6 +131,13 @@ class Combiner(nn.Module):
     def teacher_points(self, t_no: int) -> list[Point]:
         """What to capture in a teacher for the combiner itself."""
         return []
+
+    def planned(self, ctx: LossContext) -> Iterable[Planned]:
+        """Losses of the student's rows over the vocabulary that it will ask for, without a teacher.
+
+        As `GLMStudent.planned`: they are then computed beside those of the method.
+        """
+        return ()
 
     def see(self, t_no: int, captured: Captured, num_samples: int) -> None:
         """The captures of a teacher that runs but is not compared."""

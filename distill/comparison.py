@@ -5,7 +5,7 @@ losses for each part of the combiner that compares it, and then its captures are
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -109,9 +109,8 @@ class Comparison:
     def takes_lazy_logits(self) -> bool:
         """Whether nobody needs a language model's logits as numbers."""
         frozen = not any(teacher.live for teacher in self.teachers)
-        reads = any(part.reads_logits for part in self.combiner.parts)
         lazy = all(find_lazy(teacher.module) is not None for teacher in self.teachers)
-        return frozen and lazy and not reads and self.method.takes_lazy_logits()
+        return frozen and lazy and self.method.takes_lazily("pre_loss")
 
     @property
     def needs_targets_only(self) -> bool:
@@ -154,9 +153,8 @@ class Comparison:
         if output.logits is not None and self._wants_hard(tallies):
             hard = self._hard_losses(output.logits, student)
         whole, output = output, self.columns.of_teacher(hook, output)
-        compared = any(tally.part.compares(t_no) for tally in tallies)
-        if compared and isinstance(student.logits, Logits) and output.logits is not None:
-            self._prepare(t_no, student, hook, output, tallies[0].part)
+        if any(tally.part.compares(t_no) for tally in tallies):
+            self._prepare(t_no, student, hook, output, [tally.part for tally in tallies])
         for tally in tallies:
             if tally.part.compares(t_no):
                 self._compare(t_no, (hook, output), hard, student, tally, terms)
@@ -184,24 +182,40 @@ class Comparison:
         return hook, teacher(student.inputs, hook, hook_op, **student.options)
 
     def _prepare(
-        self, t_no: int, student: StudentPass, hook: Hook, output: TeacherOutput, part: Combiner
+        self,
+        t_no: int,
+        student: StudentPass,
+        hook: Hook,
+        output: TeacherOutput,
+        parts: Sequence[Combiner],
     ) -> None:
-        """Compute together what losses over the vocabulary the method says it will ask for."""
+        """Compute together the losses over the vocabulary that will be asked for."""
         context = dataclasses.replace(student.context, t_no=t_no)
-        planned = list(self.method.planned_predictions(student.logits, context))
-        if not student.logits.has(student.hard_term, student.hard_rows):
-            number = sum(part.compares(i) for i in range(len(self.teachers)))
-            weight = self.method.hard_weight() * number  # it is in the loss against each
-            planned.append(Planned(student.hard_term, student.hard_rows, weight))
+        planned: list[Planned] = []
+        if isinstance(student.logits, Logits) and output.logits is not None:
+            planned += self._planned_predictions(student, context, parts)
         own, its = Captured(student.hook, student.captured), Captured(hook, output.captured)
-        if logits() in own and logits() in its:
+        both = logits() in own and logits() in its and self.method.takes_lazily("inter_loss")
+        if both and isinstance(own.lazily(logits()), Logits):
             pair = own.lazily(logits()), its.lazily(logits())
-            layers = list(self.method.planned_layers(pair[0], context))
-            if pair == (student.logits, output.logits):
+            layers = _known(self.method.planned_layers(pair[0], context), parts)
+            if pair[0] is student.logits and pair[1] is output.logits:
                 planned += layers
-            else:  # compared over other columns
+            else:  # of other columns, or behind a cloze head
                 pair[0].prepare(layers, pair[1])
-        student.logits.prepare(planned, output.logits)
+        if planned:
+            student.logits.prepare(planned, output.logits)
+
+    def _planned_predictions(
+        self, student: StudentPass, context: LossContext, parts: Sequence[Combiner]
+    ) -> list[Planned]:
+        """What `pre_loss`, the hard loss and combiners will ask for."""
+        number = sum(parts[0].compares(i) for i in range(len(self.teachers)))
+        weight = self.method.hard_weight() * number  # it is in the loss against each
+        hard = Planned(student.hard_term, student.hard_rows, weight)
+        soft = self.method.planned_predictions(student.logits, context)
+        others = [plan for part in parts for plan in part.planned(context)]
+        return [*_known([*soft, hard], parts), *others]
 
     def _compare(
         self,
@@ -230,7 +244,11 @@ class Comparison:
         inter = self._recomputed(
             part.recomputes[1],
             lambda: self.method.inter_loss(
-                list(own), list(its), student.hook, hook, **self._context(student, t_no, keep_inter)
+                self.method.handed(student.hook, list(own)),
+                self.method.handed(hook, list(its)),
+                student.hook,
+                hook,
+                **self._context(student, t_no, keep_inter),
             ),
         )
         answer = Answer(t_no, pre, inter, output.logits, hard)
@@ -280,6 +298,12 @@ def row_losses(
     picked = dataclasses.replace(batch, labels=rows.pick(batch.labels)[None])
     logits = rows.pick(logits) if logits.dim() == 3 else logits
     return task.hard_loss(logits[None], picked)[0]
+
+
+def _known(planned: Iterable[Planned], parts: Sequence[Combiner]) -> list[Planned]:
+    """The plans; where a combiner weighs losses per sample, of unknown weight."""
+    factor = 0.0 if any(any(part.per_sample) for part in parts) else 1.0
+    return [dataclasses.replace(plan, weight=plan.weight * factor) for plan in planned]
 
 
 def _number(value: Tensor | float) -> Tensor | float:

@@ -5,11 +5,12 @@ its tensors (`Predictions`, `LossContext`)."""
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 from torch import Tensor
 
-from distill.lazy_logits import Logits
+from distill.lazy_logits import Logits, dense
 from distill.rows import Rows
 from mpu.layout import Layout
 
@@ -66,11 +67,22 @@ Terms = dict[str, Tensor | float]  # losses by name
 class Predictions:
     """What the loss of the prediction layer is made of."""
 
-    # Logits [b, s, v/p], or [n, v/p] of targets only, or [b, c] of choices.
-    student: Tensor | Logits
-    teacher: Tensor | Logits | None  # as the student's; None where no soft labels are in use
+    # Logits [b, s, v/p], or [n, v/p] of targets only, or [b, c] of choices; as they came.
+    lazy_student: Tensor | Logits
+    lazy_teacher: Tensor | Logits | None  # as the student's; None where no soft labels are in use
     hard_loss: Tensor  # the student's, [] or [b]
     teacher_weight: float = 1.0  # times the teacher's logits under the squared error (annealing)
+    places: Tensor | None = None  # of targets in b * s: all that is computed of lazy logits
+
+    @cached_property
+    def student(self) -> Tensor:
+        """The student's logits as numbers, which lazy ones become here."""
+        return dense(self.lazy_student, self.places)
+
+    @cached_property
+    def teacher(self) -> Tensor | None:
+        """The teacher's, likewise."""
+        return dense(self.lazy_teacher, self.places)
 
 
 @dataclass(frozen=True, kw_only=True)

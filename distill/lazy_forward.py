@@ -1,8 +1,9 @@
-"""A language model's forward that stops before the vocabulary: its logits come as `Logits`.
+"""A forward that stops before the vocabulary: a language model's logits come as `Logits`.
 
 The model is asked for the states before the product with the table (`vocabulary_input`), which
 leave it as captures do, and for logits of no position. Where a method captures the logits it finds
-the same `Logits`.
+the same `Logits`. Behind a cloze head, which asks for the few rows that it scores, only captured
+logits are lazy.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ STATES, LOGITS = "vocabulary_input", "logits_parallel"  # names in the hook tree
 
 
 def find_lazy(module: nn.Module) -> GLMModel | None:
-    """The GLM in a module whose logits may come lazily: they are sharded."""
+    """The GLM in a module, if it has logits, so that they may come lazily."""
     glm = next((m for m in module.modules() if isinstance(m, GLMModel)), None)
-    return glm if glm is not None and glm.parallel_output and glm.output_predict else None
+    return glm if glm is not None and glm.output_predict else None
 
 
 def is_large(glm: GLMModel, ids: Tensor) -> bool:
@@ -40,17 +41,20 @@ def forward_lazily(
     hook_op: dict[Any, Any] | None = None,
     *,
     keep_table: bool = False,
-) -> Logits:
-    """As `hook_model`, of a language model `call` around `glm`: returns its logits.
+) -> Tensor | Logits:
+    """As `hook_model`, of a model `call` around `glm`: returns its logits, or what its head gives.
 
     To be called in the autocast that the forward runs in. `keep_table`: copy the table, where the
     model's own will not be there when losses are computed.
     """
     hook = {} if hook is None else hook
     asked = {name: below for name, below in hook.items() if name != LOGITS} | {STATES: None}
-    options = {"hook_op": hook_op} if hook_op else {}
-    nothing = torch.empty(0, dtype=torch.long, device=inputs[0].device)
-    hook_model(asked, captured, call, *inputs, output_rows=nothing, **options)
+    options: dict[str, Any] = {"hook_op": hook_op} if hook_op else {}
+    has_head = not glm.parallel_output
+    if not has_head:
+        nothing = torch.empty(0, dtype=torch.long, device=inputs[0].device)
+        options["output_rows"] = nothing
+    scores, *_ = hook_model(asked, captured, call, *inputs, **options)
     place = asked.pop(STATES)
     states, device = captured[place], inputs[0].device.type
     half = torch.is_autocast_enabled(device)
@@ -59,7 +63,7 @@ def forward_lazily(
     logits = captured[place] = Logits(states, output, _width(glm), dtype)
     asked |= {LOGITS: place} if LOGITS in hook else {}
     hook.update(asked)
-    return logits
+    return scores if has_head else logits
 
 
 def _width(glm: GLMModel) -> int:

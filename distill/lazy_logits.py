@@ -8,7 +8,7 @@ that are known beforehand are computed together, in one pass: `prepare`. Whoever
 themselves takes `dense()`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,10 +41,8 @@ class Logits:
     def __init__(self, states: Tensor, output: Output, width: int, dtype: torch.dtype):
         """`width`: the rank's entries v/p. `dtype`: what the product is computed in."""
         self.states, self.output, self.width, self.dtype = states, output, width, dtype
-        self._dense: Tensor | None = None
-        self._parts: dict[
-            tuple[int, int], Logits
-        ] = {}  # by where their columns are, which they keep
+        # By where their columns are, which they keep.
+        self._parts: dict[tuple[int, int], Logits] = {}
         # Key -> values, and what the key names by `id`, so that nothing else gets that number.
         self._ready: dict[tuple[Any, ...], tuple[Tensor, object]] = {}
 
@@ -53,12 +51,22 @@ class Logits:
         """v, of all ranks."""
         return self.width * get_model_parallel_world_size()
 
-    def dense(self) -> Tensor:
-        """The logits themselves, [b, s, v/p], with gradient. Computed once."""
-        if self._dense is None:
-            with self._precision():
-                self._dense = self.output(self.states)
-        return self._dense
+    def dense(self, places: Tensor | None = None) -> Tensor:
+        """The logits themselves, [b, s, v/p] fp32, with gradient. Computed at every call.
+
+        `places` int64 [n]: of these rows of b * s only, [n, v/p].
+        """
+        states = self.states
+        if places is not None:
+            states = states.flatten(0, -2).index_select(0, places)
+        return self._product(states).float()
+
+    def over_rows(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A linear function of rows, [b, s, ...] -> [b, ...], of the logits: [b, v/p], fp32.
+
+        It is applied to the states: f(x) W^T = f(x W^T).
+        """
+        return self._product(function(self.states.float()).to(self.states.dtype)).float()
 
     def of(self, columns: Tensor) -> "Logits":
         """The logits of these columns only, int64 [k], in this order; p must divide k."""
@@ -87,17 +95,17 @@ class Logits:
             return self._ready[key][0]
         return self._together([Planned(term, rows, weight)], teacher)[0]
 
-    def has(self, term: RowLoss, rows: Rows | None) -> bool:
-        """Whether a term without a teacher has been prepared."""
-        return _key(term, None, rows) in self._ready
+    def prepare(self, planned: Iterable[Planned], teacher: "Logits | None" = None) -> None:
+        """Compute these losses, with this teacher or none, in one pass over their rows.
 
-    def prepare(self, planned: Sequence[Planned], teacher: "Logits | None" = None) -> None:
-        """Compute these losses, with this teacher or none, in one pass over their rows."""
+        What has been prepared before is left out.
+        """
         plans: dict[tuple[Any, ...], Planned] = {}
         for plan in planned:
             key = _key(plan.term, None if plan.term.teacher is None else teacher, plan.rows)
-            weight = plans[key].weight if key in plans else 0.0
-            plans[key] = replace(plan, weight=weight + plan.weight)
+            if key not in self._ready:
+                weight = plans[key].weight if key in plans else 0.0
+                plans[key] = replace(plan, weight=weight + plan.weight)
         if plans:
             values = self._together(list(plans.values()), teacher)
             for (key, plan), value in zip(plans.items(), values, strict=True):
@@ -143,15 +151,23 @@ class Logits:
         states = states if places is None else states.index_select(0, places)
         return states.to(self.dtype)
 
-    def _precision(self) -> torch.autocast:
-        device = self.states.device.type
-        half = self.dtype is not torch.float32 and self.states.dtype is torch.float32
-        return torch.autocast(device, self.dtype, enabled=half)
+    def _product(self, states: Tensor) -> Tensor:
+        """[..., h] -> [..., v/p], as the model's own forward computes it."""
+        half = self.dtype is not torch.float32 and states.dtype is torch.float32
+        with torch.autocast(states.device.type, self.dtype, enabled=half):
+            return self.output(states)
 
 
-def dense(logits: "Tensor | Logits | None") -> Tensor | None:
-    """Numbers, whatever it was."""
-    return logits.dense() if isinstance(logits, Logits) else logits
+def dense(logits: "Tensor | Logits | None", places: Tensor | None = None) -> Tensor | None:
+    """Numbers, whatever it was; of lazy ones perhaps of some rows only: see `Logits.dense`."""
+    return logits.dense(places) if isinstance(logits, Logits) else logits
+
+
+def over_rows(logits: "Tensor | Logits", function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A linear function of rows, [b, s, ...] -> [b, ...], fp32: of lazy ones by their states."""
+    if isinstance(logits, Logits):
+        return logits.over_rows(function)
+    return function(logits.float())
 
 
 def _key(term: RowLoss, teacher: Logits | None, rows: Rows | None) -> tuple[Any, ...]:

@@ -317,9 +317,8 @@ class MixedStudent(GLMStudent):
         ]
 
         def loss() -> Tensor | float:
-            return method.inter_loss(
-                student.inter_vars, teacher.inter_vars, *hooks, **ctx.keywords()
-            )
+            given = map(method.handed, hooks, (student.inter_vars, teacher.inter_vars))
+            return method.inter_loss(*given, *hooks, **ctx.keywords())
 
         value = recomputed(method, loss) if again else loss()
         self._tell(part)
@@ -329,7 +328,7 @@ class MixedStudent(GLMStudent):
         """`pre_loss` of a part, its terms told, times its weight."""
         hard = given.hard_loss if part.hard else torch.zeros_like(given.hard_loss)
         method = getattr(self, part.label)
-        value = method.pre_loss(given.student, given.teacher, hard, **ctx.keywords())
+        value = method.pre_loss(given.lazy_student, given.lazy_teacher, hard, **ctx.keywords())
         self._tell(part)
         return value * part.weight
 

@@ -100,7 +100,7 @@ class SoftLabels:
         yield Planned(SoftRows(temperature, self.kind == CE), rows, weight * squared)
 
     def _soft(self, given: Predictions, context: LossContext) -> Tensor:
-        student, teacher = given.student, given.teacher
+        student, teacher = given.lazy_student, given.lazy_teacher
         assert teacher is not None, "soft labels need the teacher's logits"
         options = {
             "layout": context.layout,

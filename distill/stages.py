@@ -50,8 +50,6 @@ class Stages:
 class StagedStudent(GLMStudent):
     """A method with a stage for each student layer, and a last one: labels count in that alone."""
 
-    lazy_logits = True
-
     def add_parts(self) -> None:
         """A stage for each layer, and the last one."""
         self.stages = Stages(self.args.model.num_layers + 1, counted="D20" in self.args.compat)

@@ -19,7 +19,7 @@ import mpu
 from config import ArgGroup, NoArgs, RunArgs
 from distill.capture import Captured, Hook, Point, logits, merge_hooks, to_hook
 from distill.context import Clock, LossContext, Predictions, Terms
-from distill.lazy_logits import Logits, Planned
+from distill.lazy_logits import Logits, Planned, dense
 from distill.losses import kl, mse, squared_rows
 from distill.registry import METHODS
 from distill.rows import Rows
@@ -43,8 +43,8 @@ class GLMStudent(nn.Module):
 
     Args: ClassVar[type[ArgGroup]] = NoArgs  # the method's group of flags
     as_captured: ClassVar[bool] = False  # needs captures as they are, not as a combiner projects
-    # Said by a class whose own `pre_loss`, `inter_loss` or `prediction_terms` does with a
-    # vocabulary's logits only what `Logits` can, too; without it they are given as tensors.
+    # Said by a class whose own `pre_loss` or `inter_loss` does with a vocabulary's logits only
+    # what `Logits` can, too; without it these are given tensors.
     lazy_logits: ClassVar[bool] = True
 
     def __init__(
@@ -111,8 +111,7 @@ class GLMStudent(nn.Module):
     def prediction_terms(self, given: Predictions, ctx: LossContext) -> Terms:
         """{"soft", "hard"} of the prediction layer: [] or, ctx.keep_batch, [b]; 0.0 what is off.
 
-        `pre_loss` is the sum of all values; ctx has layout and rows of the logits, which are not
-        computed yet (`Logits`) only for a class that says `lazy_logits`.
+        `pre_loss` is the sum of all values; ctx has layout and rows of the logits.
         """
         terms, stage = self.soft_labels.terms(given, ctx), self.soft_labels.stage
         if self.show_pre:
@@ -250,10 +249,16 @@ class GLMStudent(nn.Module):
         `mse_t_w`: the weight of the teacher's logits in it. Keywords are LossContext's fields;
         another one is a TypeError.
         """
+        ctx = LossContext(**kwargs)
+        targets = ctx.first_rows("targets") if self.needs_targets_only() else None
         given = Predictions(
-            student=s_logits, teacher=t_logits, hard_loss=loss, teacher_weight=mse_t_w
+            lazy_student=s_logits,
+            lazy_teacher=t_logits,
+            hard_loss=loss,
+            teacher_weight=mse_t_w,
+            places=None if targets is None else targets.index,
         )
-        terms = self.prediction_terms(given, LossContext(**kwargs))
+        terms = self.prediction_terms(given, ctx)
         total = sum(terms.values(), start=0.0)
         return terms | {"loss": total} if return_dict else total
 
@@ -277,14 +282,23 @@ class GLMStudent(nn.Module):
         own = type(self).pre_loss is not GLMStudent.pre_loss
         return not own and self.soft_labels.targets_only
 
-    def takes_lazy_logits(self) -> bool:
-        """Whether every class that could look into logits says that it does not; so of parts."""
+    def takes_lazily(self, name: str) -> bool:
+        """Whether `pre_loss` or `inter_loss` is the base class's, or of one that says lazy_logits.
+
+        So of all parts of a mix.
+        """
         for method in (m for m in self.modules() if isinstance(m, GLMStudent)):
-            for name in ("pre_loss", "inter_loss", "prediction_terms"):
-                scopes = (vars(each) for each in (method, *type(method).__mro__))
-                if not next(s for s in scopes if name in s).get("lazy_logits", False):
-                    return False
+            scopes = (vars(each) for each in (method, *type(method).__mro__))
+            if not next(s for s in scopes if name in s).get("lazy_logits", False):
+                return False
         return True
+
+    def handed(self, hook: Hook, inter_vars: list[Tensor]) -> list[Tensor]:
+        """Captures as `inter_loss` takes them: numbers, if it is a class's own."""
+        if self.takes_lazily("inter_loss") or logits() not in Captured(hook, inter_vars):
+            return inter_vars
+        place = hook[logits().path[0]]
+        return [dense(x) if i == place else x for i, x in enumerate(inter_vars)]
 
     @classmethod
     def changes_pre_loss(cls) -> bool:

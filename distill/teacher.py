@@ -86,7 +86,7 @@ class Teacher:
                 logits = forward_lazily(
                     self._called, glm, inputs, hook, captured, hook_op, keep_table=away
                 )
-                return TeacherOutput(logits, in_fp32(captured))
+                return TeacherOutput(*in_fp32([logits]), in_fp32(captured))
             outputs = hook_model(hook or None, captured, self._called, *inputs, **options)
             logits = outputs[0] if isinstance(outputs, tuple) else outputs
             return TeacherOutput(logits.float(), in_fp32(captured))

@@ -28,7 +28,8 @@ from mpu.row_losses import Total, blocks, logsumexp_rows
 class _EveryRow:
     """A term that is the same for every row."""
 
-    teacher: int = field(default=0, kw_only=True)  # number of the one it compares with
+    # Number of the one it compares with; None: it does not.
+    teacher: int | None = field(default=0, kw_only=True)
 
     def at(self, places: Tensor) -> Self:
         """Of some of the rows."""

@@ -49,7 +49,6 @@ class AnnealingKD(GLMStudent):
     """See the module."""
 
     Args = AnnealingKDArgs
-    lazy_logits = True
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterator[str]:

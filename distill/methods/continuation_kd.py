@@ -68,7 +68,6 @@ class ContinuationKD(GLMStudent):
     """See the module."""
 
     Args = ContinuationKDArgs
-    lazy_logits = True
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterator[str]:

@@ -67,7 +67,6 @@ class DistilBERT(GLMStudent):
 
     Args = DistilBERTArgs
     as_captured = True
-    lazy_logits = True
 
     def add_parts(self) -> None:
         """Labels of its own, and LayerNorms if asked for."""

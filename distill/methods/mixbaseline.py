@@ -97,7 +97,6 @@ class MixBaseline(MixedStudent):
     """See the module."""
 
     Args = MixBaselineArgs
-    lazy_logits = True
 
     def __init__(self, language_model: nn.Module, args: RunArgs):
         super().__init__(language_model, args, args.method.lists(args.program))

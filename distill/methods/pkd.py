@@ -61,7 +61,6 @@ class PKD(GLMStudent):
     """See the module."""
 
     Args = PKDArgs
-    lazy_logits = True
 
     @classmethod
     def problems(cls, run: RunArgs, head: HeadSpec) -> Iterator[str]:

@@ -51,7 +51,6 @@ class Average(Combiner):
     """See the module."""
 
     Args = AverageArgs
-    reads_logits = False
 
     def __init__(self, run: RunArgs, args: ArgGroup, shape: TaskShape):
         super().__init__(run, args, shape)

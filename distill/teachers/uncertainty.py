@@ -17,7 +17,7 @@ Not as in the seed (--compat=MT): there u carries a gradient, masked positions c
 hard selection weighs 1 or 0, n times less than soft selection.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,9 @@ from torch import Tensor
 from config import ArgGroup, ConfigError, RunArgs, flag
 from distill import needs
 from distill.combiner import Answer, Combination, Combiner, register_combiner
-from distill.entropy import padded_uncertainty, uncertainty
+from distill.context import LossContext
+from distill.entropy import padded_uncertainty, planned_entropies, soft_weight, uncertainty
+from distill.losses import Planned
 from model.build import HeadSpec
 
 
@@ -83,13 +85,16 @@ class Uncertainty(Combiner):
     @property
     def needs_all_logits(self) -> bool:
         """The entropy of all tokens, if asked for."""
-        every = self.args.uncertainty_wo_loss_mask or self.args.uncertainty_only_mask_pad
-        return every or "MT" in self.run.compat
+        return self._rows != "targets"
 
     @property
     def per_sample(self) -> tuple[bool, bool]:
         """Predictions always; losses between layers if they are weighed."""
         return True, self.args.uncertainty_inter_entropy
+
+    def planned(self, ctx: LossContext) -> Iterable[Planned]:
+        """The entropies."""
+        return planned_entropies(ctx, self._rows)
 
     def weigh(self, answer: Answer, made: Combination) -> Tensor | float:
         """mean_b w pre + inter of one teacher."""
@@ -98,7 +103,9 @@ class Uncertainty(Combiner):
         pre, inter = answer.pre_loss, answer.inter_loss
         if not args.uncertainty_wo_rate:
             rank = args.order(number)[answer.t_no]
-            weight = self._hard(u, rank, made) if args.uncertainty_hard else self._soft(u, rank)
+            weight = (
+                self._hard(u, rank, made) if args.uncertainty_hard else soft_weight(u, rank, number)
+            )
             pre = pre * weight
         if args.uncertainty_inter_entropy and isinstance(inter, Tensor):
             pre, inter = pre * (1 - u).abs(), _mean(inter * u)
@@ -115,14 +122,6 @@ class Uncertainty(Combiner):
         made.log("multi_teacher_model/hard_loss", hard)
         return total + hard
 
-    def _soft(self, u: Tensor, rank: int) -> Tensor:
-        """[b] -> [b]: weights of the teacher of this rank, which have mean 1 over the teachers."""
-        number = len(self.run.teachers)
-        if number == 1:
-            return torch.ones_like(u)
-        weights = [u + (1 - 2 * u) * k / (number - 1) for k in range(number)]
-        return number * weights[rank] / sum(weights)
-
     def _hard(self, u: Tensor, rank: int, made: Combination) -> Tensor:
         """[b] -> [b]: n for the samples of this teacher, else 0. Fillers come last."""
         number = len(self.run.teachers)
@@ -136,12 +135,15 @@ class Uncertainty(Combiner):
 
     def _uncertainty(self, made: Combination) -> Tensor:
         """u [b], without gradient (MT: with)."""
-        args, seed = self.args, "MT" in self.run.compat
-        if seed:
-            every = args.uncertainty_wo_loss_mask
-            return padded_uncertainty(made, every=every, labels=args.uncertainty_only_mask_pad)
-        every = args.uncertainty_only_mask_pad or args.uncertainty_wo_loss_mask
-        return uncertainty(made, "tokens" if every else "targets")
+        if self._rows is not None:
+            return uncertainty(made, self._rows)
+        every, labels = self.args.uncertainty_wo_loss_mask, self.args.uncertainty_only_mask_pad
+        return padded_uncertainty(made, every=every, labels=labels)
+
+    @property
+    def _rows(self) -> str | None:
+        every = self.args.uncertainty_only_mask_pad or self.args.uncertainty_wo_loss_mask
+        return None if "MT" in self.run.compat else "tokens" if every else "targets"
 
 
 def _mean(x: Tensor | float) -> Tensor | float:

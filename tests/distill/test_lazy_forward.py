@@ -1,24 +1,32 @@
 """Steps whose logits are never whole are the steps of whole logits: loss, terms, gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 import distill.lazy_forward
+import distill.lazy_logits
 import mpu.row_losses
-from distill.lazy_logits import Logits
+from distill.capture import logits
+from distill.losses import mse
+from distill.methods.glmd import GLMD
+from distill.methods.kd import KD
 from distill.offload import Slot
+from distill.registry import METHODS
 from distill.step import StepOutput
-from distill.student import GLMStudent
 from model.glm import VocabularyOutput
 from tasks.block_lm import BlockLM
 from tasks.choice import ChoiceTask
 from tasks.superglue.generative import GenerativeTask
-from tests.distill.runs import grads_of, lm_task, rows_of, take, toy_run, toy_step
-from tests.toy import toy_lm_batch
+from tests.distill.runs import grads_of, rows_of, take, toy_run, toy_step
+from tests.toy import toy_cloze_batch, toy_lm_batch
 
 SOFT, HARD = "--distill_pt_soft", "--distill_pt_hard"
 T = "--distill_temperature=3"
+SEVERAL = ["--mt_num_layers=4:2", "--mt_hidden_size=24:16", "--mt_num_attention_heads=4:4",
+           "--mt_max_position_embeddings=40:40"]  # fmt: skip
 KINDS = {
     "kd": ["--student_model=kd", SOFT, HARD, T],
     "kd_rates": ["--student_model=kd", SOFT, HARD, "--distill_soft_rate=0.3"],
@@ -47,14 +55,41 @@ KINDS = {
                      "--unmap_vocab_output", "--logitsdistil_top_n=0.2"],
     "map_of_both": ["--student_model=kd", SOFT, HARD, "--map_vocab_size=40", "--compress_word_emb=8",
                     "--unmap_vocab_output", "--teacher_map_vocab_size=48"],
-    "two_teachers": ["--student_model=kd", SOFT, HARD, "--mt_num_layers=4:2", "--mt_hidden_size=24:16",
-                     "--mt_num_attention_heads=4:4", "--mt_max_position_embeddings=40:40"],
+    "two_teachers": ["--student_model=kd", SOFT, HARD, *SEVERAL],
     "recomputed": ["--student_model=glmd", SOFT, "--avgmt_pre_checkpoint", "--avgmt_inter_checkpoint"],
     "repeated": ["--student_model=kd", SOFT, HARD, "--forward_repeat_num=1"],
     "checkpointed": ["--student_model=glmd", SOFT, HARD, "--checkpoint-activations"],
+    "perturbed": ["--student_model=lrc_bert", SOFT, HARD, T, "--lrc_bert_gard_perturb",
+                  "--forward_repeat_num=1", "--ignore_first_backward_gard"],
+    "mt_bert": ["--student_model=glmd", SOFT, *SEVERAL, "--multi_teacher_model=mt_bert"],
+    "uncertainty": ["--student_model=kd", SOFT, *SEVERAL, "--multi_teacher_model=uncertainty"],
+    "uncertainty_all": ["--student_model=glmd", SOFT, *SEVERAL, "--multi_teacher_model=uncertainty",
+                        "--uncertainty_only_mask_pad", "--uncertainty_inter_entropy"],
+    "uncertainty_seed": ["--student_model=kd", SOFT, *SEVERAL, "--multi_teacher_model=uncertainty",
+                         "--compat=MT"],
+    "rl_kd": ["--student_model=kd", SOFT, *SEVERAL, "--multi_teacher_model=rl_kd",
+              "--rl_kd_semantic_model_dim=5"],
+    "rl_kd_all": ["--student_model=kd", SOFT, *SEVERAL, "--multi_teacher_model=rl_kd",
+                  "--rl_kd_semantic_model=0", "--rl_kd_reward=2", "--rl_kd_wo_loss_mask"],
+    "rl_kd_seed": ["--student_model=glmd", SOFT, *SEVERAL, "--multi_teacher_model=rl_kd",
+                   "--rl_kd_semantic_model=0", "--compat=glmkd", "--map_vocab_size=40",
+                   "--unmap_vocab_output"],
+    "mixmt": ["--student_model=kd", SOFT, *SEVERAL, "--multi_teacher_model=mixmt",
+              "--mixmt_model=Uncertainty,AvgTeacher,RL_KD", "--rl_kd_semantic_model_dim=5"],
+}  # fmt: skip
+# Fine-tuning with a cloze head: the vocabulary is only captured.
+CLOZE = {
+    "cloze_glmd": ["--student_model=glmd", T, "--distill_ft_soft"],
+    "cloze_answers": ["--student_model=glmd", "--logitsdistil_mask_a", "--logitsdistil_top_n=5"],
+    "cloze_parallel": ["--student_model=kd", "--distill_ft_hard", "--distill_logits_parallel"],
+    "cloze_map": ["--student_model=glmd", T, "--map_vocab_size=40", "--unmap_vocab_output"],
+    "cloze_uncertainty": ["--student_model=glmd", "--distill_ft_soft", *SEVERAL,
+                          "--multi_teacher_model=uncertainty"],
 }  # fmt: skip
 # Weights that are not known beforehand: the gradient is computed in the backward pass.
-LATE = {"two_teachers"}
+LATE = {"mt_bert", "cloze_uncertainty"} | {
+    name for name in KINDS if name.startswith(("uncertainty", "rl_kd", "mixmt"))
+}
 
 
 @pytest.fixture
@@ -74,13 +109,30 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of terms of each pass over rows."""
+    seen: list[int] = []
+    compute = distill.lazy_logits.row_losses
+
+    def watched(terms: list[object], *rest: object) -> object:
+        seen.append(len(terms))
+        return compute(terms, *rest)
+
+    monkeypatch.setattr(distill.lazy_logits, "row_losses", watched)
+    return seen
+
+
 def outcome(
-    kind: list[str], lazy: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, lazy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[StepOutput, dict[str, Tensor]]:
     """A step of two ragged micro-batches."""
     monkeypatch.setattr(distill.lazy_forward, "FEW", 0 if lazy else 1 << 40)
-    step = toy_step(toy_run(*kind, "--gradient-accumulation-steps=2"), lm_task())
-    batch = toy_lm_batch(4)
+    flags = [*(KINDS | CLOZE)[name], "--gradient-accumulation-steps=2"]
+    if name in CLOZE:
+        step, batch = toy_step(toy_run(*flags, program="finetune")), toy_cloze_batch(4)
+    else:
+        step, batch = toy_step(toy_run(*flags)), toy_lm_batch(4)
     parts = [rows_of(batch, 0, 1), rows_of(batch, 1, 4, longer=2)]
     counts = step.count(parts)
     for number, part in enumerate(parts):
@@ -90,13 +142,13 @@ def outcome(
     return output, {name: grad for name, grad in grads.items() if grad.is_floating_point()}
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_step_without_logits_is_the_step_with_them(name, backwards, monkeypatch):
-    expected, wanted = outcome(KINDS[name], False, monkeypatch)
-    assert not backwards
-    actual, found = outcome(KINDS[name], True, monkeypatch)
-    assert backwards
-    assert all(backwards) or name in LATE
+@pytest.mark.parametrize("name", KINDS | CLOZE)
+def test_a_step_without_logits_is_the_step_with_them(name, backwards, passes, monkeypatch):
+    expected, wanted = outcome(name, False, monkeypatch)
+    assert not passes
+    actual, found = outcome(name, True, monkeypatch)
+    assert passes
+    assert name in LATE or (backwards and all(backwards))
     torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-5, atol=1e-6)
     assert list(actual.terms) == list(expected.terms)
     for key, value in expected.terms.items():
@@ -108,61 +160,120 @@ def test_a_step_without_logits_is_the_step_with_them(name, backwards, monkeypatc
         torch.testing.assert_close(found[key], grad, rtol=1e-4, atol=1e-6 * largest, msg=key)
 
 
-def test_only_rows_that_count_meet_the_table(monkeypatch, backwards):
-    sizes: list[int] = []
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Of each product with a table how many rows it has, and whether a loss uses it up."""
+    sizes: list[tuple[int, bool]] = []
     product = VocabularyOutput.forward
 
     def noted(self: VocabularyOutput, states: Tensor, *rest: object, **options: object) -> object:
-        sizes.append(states.numel() // states.size(-1))
+        sizes.append((states.numel() // states.size(-1), "use" in options))
         return product(self, states, *rest, **options)
 
     monkeypatch.setattr(VocabularyOutput, "forward", noted)
+    return sizes
+
+
+def test_only_rows_that_count_meet_the_table(monkeypatch, products):
     monkeypatch.setattr(distill.lazy_forward, "FEW", 0)
     batch = toy_lm_batch(4)
     targets = int(batch.loss_mask.sum())
     assert 0 < targets < batch.tokens.numel()
     take(toy_step(toy_run(*KINDS["kd"])), batch)
-    assert sorted(sizes) == [0, 0, targets, targets]  # forwards; teacher and student in the loss
+    forwards, losses = [(0, False)] * 2, [(targets, True)] * 2  # of student and teacher
+    assert sorted(products) == forwards + losses
 
 
-def test_a_method_that_looks_into_logits_is_given_numbers(monkeypatch):
-    monkeypatch.setattr(distill.lazy_forward, "FEW", 0)
-    step = toy_step(toy_run(*KINDS["kd"]))
-    seen: list[object] = []
-
-    class Looks(GLMStudent):
-        def prediction_terms(self, given, ctx):
-            seen.append(given.student)
-            return super().prediction_terms(given, ctx)
-
-    assert step.method.takes_lazy_logits()
-    step.method.__class__ = Looks
-    assert not step.method.takes_lazy_logits()
-    again = type(step)(step.task, step.student, step.teachers, step.run, step.state)
-    take(again, toy_lm_batch(2))
-    assert isinstance(seen[0], Tensor)
-    assert not isinstance(seen[0], Logits)
+@pytest.mark.parametrize("name", ["rl_kd_all", "rl_kd_seed", "uncertainty_seed", "perturbed"])
+def test_nobody_makes_logits_whole(name, monkeypatch, products):
+    outcome(name, True, monkeypatch)
+    samples = 4
+    assert max(rows for rows, used_up in products if not used_up) <= samples
 
 
-def test_a_capture_of_lazy_logits_is_a_tensor_for_who_does_not_say_otherwise(monkeypatch):
-    outputs = {}
-    for few in (0, 1 << 40):
+# Methods of a user's own --------------------------------------------------------------------------
+
+
+class LooksAtLabels(GLMD):
+    """Prediction terms of its own, from numbers."""
+
+    def prediction_terms(self, given, ctx):
+        options = {"layout": ctx.layout, "rows": ctx.first_rows("targets")}
+        difference = mse(given.student, given.teacher, **options)
+        return super().prediction_terms(given, ctx) | {"own": difference}
+
+
+class LooksAtLayers(GLMD):
+    """Losses of captured points, from numbers."""
+
+    def layer_losses(self, student, teacher, ctx):
+        yield "difference", (student[logits()] - teacher[logits()]).square().mean()
+
+
+class LooksAtCaptures(GLMD):
+    """The seed's function for them."""
+
+    def inter_loss(self, s_inter_vars, t_inter_vars, s_hook, t_hook, **kwargs):
+        s, t = s_inter_vars[s_hook["logits_parallel"]], t_inter_vars[t_hook["logits_parallel"]]
+        rest = super().inter_loss(s_inter_vars, t_inter_vars, s_hook, t_hook, **kwargs)
+        return (s - t).square().mean() + rest
+
+
+class LooksAtPredictions(GLMD):
+    """The seed's function for them."""
+
+    def pre_loss(self, s_logits, t_logits, loss, **kwargs):
+        rest = super().pre_loss(s_logits, t_logits, loss, **kwargs)
+        return (s_logits - t_logits).square().mean() + rest
+
+
+class HandsOn(GLMD):
+    """Never looks into logits."""
+
+    def prediction_terms(self, given, ctx):
+        terms = super().prediction_terms(replace(given, teacher_weight=0.5), ctx)
+        return {name: 2.0 * value for name, value in terms.items()}
+
+    def layer_losses(self, student, teacher, ctx):
+        for name, loss in super().layer_losses(student, teacher, ctx):
+            yield name, 3.0 * loss
+
+
+class HandsOnAsInTheSeed(KD):
+    """The seed's function without a look at logits, which are not captured."""
+
+    def inter_loss(self, s_inter_vars, t_inter_vars, s_hook, t_hook, **kwargs):
+        return 1.5 + super().inter_loss(s_inter_vars, t_inter_vars, s_hook, t_hook, **kwargs)
+
+
+class SaysSo(LooksAtPredictions):
+    """Its own function hands logits on."""
+
+    lazy_logits = True
+
+    def pre_loss(self, s_logits, t_logits, loss, **kwargs):
+        return 0.5 * GLMD.pre_loss(self, s_logits, t_logits, loss, **kwargs)
+
+
+@pytest.mark.parametrize("again", [[], ["--avgmt_pre_checkpoint", "--avgmt_inter_checkpoint"]])
+@pytest.mark.parametrize(
+    ("kind", "looks"),
+    [(LooksAtLabels, "targets"), (LooksAtLayers, "all"), (LooksAtCaptures, "all")]
+    + [(LooksAtPredictions, "all"), (HandsOn, "no"), (HandsOnAsInTheSeed, "no"), (SaysSo, "no")],
+)
+def test_who_looks_into_logits_is_given_numbers(kind, looks, again, monkeypatch, products):
+    found, batch = [], toy_lm_batch(3)
+    rows = {"no": 0, "targets": int(batch.loss_mask.sum()), "all": batch.tokens.numel()}
+    for few in (1 << 40, 0):
+        products.clear()
         monkeypatch.setattr(distill.lazy_forward, "FEW", few)
-        step = toy_step(toy_run("--student_model=glmd"))
-        seen: list[Tensor] = []
-
-        class Looks(GLMStudent):
-            def layer_losses(self, student, teacher, ctx, seen=seen):
-                from distill.capture import logits
-
-                seen += [student[logits()], teacher[logits()]]
-                yield "difference", (seen[0] - seen[1]).square().mean()
-
-        step.method.__class__ = type("Looks", (Looks, type(step.method)), {})
-        again = type(step)(step.task, step.student, step.teachers, step.run, step.state)
-        take(again, toy_lm_batch(2))
-        outputs[few] = [seen[0].detach(), seen[1], *grads_of(step.student.module).values()]
-    for actual, expected in zip(outputs[0], outputs[1 << 40], strict=True):
+        name = "glmd" if issubclass(kind, GLMD) else "kd"
+        monkeypatch.setattr("distill.student.METHODS", METHODS | {name: kind})
+        step = toy_step(toy_run(f"--student_model={name}", SOFT, HARD, T, *again))
+        output = take(step, batch)
+        found.append([output.loss.detach(), *grads_of(step.student.module).values()])
+    assert max(number for number, used_up in products if not used_up) == rows[looks]
+    for expected, actual in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 

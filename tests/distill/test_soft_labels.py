@@ -31,7 +31,9 @@ def soft_labels(stage: str, compat: str = "", **switches: Any) -> SoftLabels:
 def terms_of(
     labels: SoftLabels, student: Tensor, teacher: Tensor, ctx: LossContext, weight: float = 1.0
 ) -> dict[str, Tensor]:
-    given = Predictions(student=student, teacher=teacher, hard_loss=HARD, teacher_weight=weight)
+    given = Predictions(
+        lazy_student=student, lazy_teacher=teacher, hard_loss=HARD, teacher_weight=weight
+    )
     return labels.terms(given, ctx)
 
 

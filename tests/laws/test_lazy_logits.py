@@ -15,6 +15,7 @@ from torch import Tensor
 import mpu
 import mpu.row_losses
 from distill import losses
+from distill.entropy import ENTROPY
 from distill.lazy_logits import Logits, Planned
 from distill.losses import planned_top_n, top_n_losses
 from distill.rows import Rows
@@ -27,7 +28,7 @@ from tests.ranks import run_ranks
 
 BATCH, LENGTH, WIDTH, HIDDEN, TEACHER_HIDDEN = 3, 6, 16, 5, 7
 HARD = {"hard": 0.0, "smoothed": 0.1}  # and their label smoothing
-KINDS = ("kl", "soft_cross_entropy", "mse", *HARD, "top_n", "top_n_mse", "floored_kl")
+KINDS = ("kl", "soft_cross_entropy", "mse", *HARD, "top_n", "top_n_mse", "floored_kl", "entropy")
 LAYOUT = Layout.SHARD_LAST
 RATE = 0.3  # of the soft loss beside the hard one
 
@@ -101,6 +102,7 @@ def planned(case: Lazy, rows: Rows | None) -> list[Planned]:
         "kl": [Planned(SoftRows(TEMPERATURE), rows, RATE * square)],
         "soft_cross_entropy": [Planned(SoftRows(TEMPERATURE, True), rows, RATE * square)],
         "mse": [Planned(SquaredRows(0.5, width=WIDTH), rows, RATE)],
+        "entropy": [Planned(ENTROPY, rows, RATE)],
         **{kind: [] for kind in HARD},
     }
     if case.kind in made:
@@ -117,6 +119,8 @@ def soft_loss(case: Lazy, student: Logits, teacher: Logits, rows: Rows | None) -
     options = {"rows": rows, "keep_batch": case.keep_batch}
     if case.kind == "mse":
         return losses.mse(student, teacher, layout=LAYOUT, teacher_weight=0.5, **options)
+    if case.kind == "entropy":
+        return losses.mean_of_rows(student.rows(ENTROPY, None, rows), **options)
     if case.kind in ("kl", "soft_cross_entropy"):
         options |= {"layout": LAYOUT, "temperature": TEMPERATURE}
         return getattr(losses, case.kind)(student, teacher, **options)
@@ -149,6 +153,8 @@ def dense_soft_rows(case: Lazy, z: Tensor, t: Tensor) -> Tensor:
     """Row losses by the formulas of whole logits."""
     if case.kind == "mse":
         return (z - 0.5 * t).square().mean(-1)
+    if case.kind == "entropy":
+        return -(z.softmax(-1) * z.log_softmax(-1)).sum(-1)
     if not case.kind.startswith("top_n"):
         return dense_rows(Case(case.kind, LAYOUT, "none", False, False), z, t, None)
     inside = torch.zeros_like(t, dtype=torch.bool).scatter(-1, t.topk(TOP_N, -1).indices, True)
@@ -161,7 +167,17 @@ def on_rank(rank: int, world_size: int) -> list[list[Tensor]]:
     mpu.initialize_model_parallel(world_size)
     mpu.row_losses.CHUNK_ELEMENTS = 3 * WIDTH // world_size
     mpu.row_losses.BLOCK_ELEMENTS = 2 * WIDTH // world_size
-    return [actual(case) for case in cases()]
+    return [*(actual(case) for case in cases()), means()]
+
+
+def means() -> list[Tensor]:
+    """Logits of each sample's mean over its rows, and the gradient of their squares."""
+    x, size, rank = tensors(), mpu.get_model_parallel_world_size(), mpu.get_model_parallel_rank()
+    table = x["student_table"].chunk(size)[rank].clone().requires_grad_()
+    student = Logits(x["student"].requires_grad_(), Table(table), WIDTH // size, torch.float32)
+    found = student.over_rows(lambda rows: rows.mean(1))
+    found.square().sum().backward()
+    return [found.detach(), x["student"].grad, table.grad]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -175,6 +191,19 @@ def test_loss_and_gradients_equal_dense_torch(kind, results):
     for number, case in enumerate(cases()):
         if case.kind == kind:
             compare(case, [result[number] for result in results])
+
+
+def test_means_over_rows_are_those_of_dense_logits(results):
+    x = {name: value.double() for name, value in tensors().items() if name != "labels"}
+    states, table = x["student"].requires_grad_(), x["student_table"].requires_grad_()
+    expected = (states @ table.T).mean(1)
+    expected.square().sum().backward()
+    ranks = [result[-1] for result in results]
+    for number, (wanted, of_ranks) in enumerate(((expected.detach(), 1), (table.grad, 0))):
+        actual = torch.cat([rank[2 * number] for rank in ranks], of_ranks)
+        torch.testing.assert_close(actual.double(), wanted, rtol=1e-5, atol=1e-5)
+    for _, gradient, _ in ranks:
+        torch.testing.assert_close(gradient.double(), states.grad, rtol=1e-5, atol=1e-5)
 
 
 def compare(case: Lazy, ranks: list[list[Tensor]]) -> None:
