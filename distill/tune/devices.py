@@ -104,11 +104,16 @@ def free_port() -> int:
 
 
 def launcher(group: Group, flags: Collection[str]) -> tuple[str, ...]:
-    """How a run is started on a group."""
+    """How a run is started on a group.
+
+    DeepSpeed's launcher is told the GPUs by name: with a number of them it takes the first ones,
+    whatever CUDA_VISIBLE_DEVICES says.
+    """
     number = group.processes
     if "--deepspeed" in flags:
-        devices = ("--num_gpus", str(number), f"--master_port={free_port()}")
-        return ("deepspeed", *devices)
+        named = f"--include=localhost:{','.join(group.gpus)}"
+        devices = (named,) if group.gpus else ("--num_gpus", "1")
+        return ("deepspeed", *devices, f"--master_port={free_port()}")
     if number > 1:
         return (
             "python",
