@@ -23,7 +23,7 @@ from distill.tune.results import results_csv
 from distill.tune.store import Store
 from distill.tune.study import Studies
 from distill.tune.sweep_check import check_sweep
-from distill.tune.sweep_file import SweepSpec, read_sweep
+from distill.tune.sweep_file import SweepSpec, read_what_can
 from distill.tune.trial_store import TrialStore
 from distill.tune.trials import Choices
 from distill.tune.view import make_view
@@ -71,8 +71,8 @@ def run_sweep(argv: Sequence[str]) -> None:
     groups = _collected(problems, lambda: groups_of(options.gpus, options.slots, os.environ)) or [
         Group("cpu 0")
     ]
-    sweep = _collected(problems, lambda: read_sweep(Path(options.sweep or "")))
-    if sweep is not None:
+    sweep = _read(problems, Path(options.sweep or ""))
+    if sweep is not None and sweep.seeds and sweep.tasks and sweep.methods:
         problems += check_sweep(sweep, groups[0].processes)
         problems += study_problems(sweep, options, groups[0].processes)
     if problems or sweep is None:
@@ -119,15 +119,39 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def open_store(sweep: SweepSpec, storage: str | None) -> Store:
-    """The study's database."""
-    default = f"sqlite:///{sweep.out / DATABASE}"
-    return Store(storage or sweep.storage or default, sweep.study)
+    """The study's database. ConfigError: it cannot be opened, or lacks a driver."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    url = storage or sweep.storage or f"sqlite:///{sweep.out / DATABASE}"
+    try:
+        return Store(url, sweep.study)
+    except ImportError as error:
+        raise ConfigError(f"{_storage_line(sweep, storage)}: pip install {error.name}") from error
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{_storage_line(sweep, storage)}: cannot be opened: {reason}") from error
+
+
+def _storage_line(sweep: SweepSpec, storage: str | None) -> str:
+    if storage is not None:
+        return f"--storage={storage}"
+    return sweep.problem(sweep.lines.get("storage", 1), f"storage: {sweep.storage or sweep.out}")
 
 
 def choices_of(sweep: SweepSpec, store: Store, processes: int) -> Choices:
     """The sweep's trials in this database."""
     studies = Studies(store.url, sweep.study, sweep.metric, sweep.sampler_seed)
     return Choices(sweep, TrialStore(store), studies, processes)
+
+
+def _read(problems: list[str], path: Path) -> SweepSpec | None:
+    try:
+        sweep, found = read_what_can(path)
+    except ConfigError as error:
+        problems += error.problems
+        return None
+    problems += found
+    return sweep
 
 
 def _collected(problems: list[str], make: object) -> object:
@@ -143,7 +167,11 @@ def study_problems(sweep: SweepSpec, options: SweepArgs, processes: int) -> Iter
     storage = options.storage or sweep.storage
     if storage is None and not (sweep.out / DATABASE).exists():
         return
-    store = open_store(sweep, storage)
+    try:
+        store = open_store(sweep, options.storage)
+    except ConfigError as error:
+        yield from error.problems
+        return
     facts = store.facts_so_far()
     store.close()
     code = facts.get("code", code_version())

@@ -1,5 +1,6 @@
 """What is wrong with a sweep: choices, models, devices' share, and every command it may run."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ ROUNDS = 5  # parses of one command: each without the flags that were wrong befo
 
 def check_sweep(sweep: SweepSpec, processes: int) -> list[str]:
     """Every problem, with its line. A command is parsed with each value of each setting once."""
-    problems = list(setting_problems(sweep))
+    problems = [*setting_problems(sweep), *_metric_problems(sweep)]
     trials = {
         (method.name, task): dict(enumerate(samples(settings(method))))
         for method in sweep.methods.values()
@@ -33,6 +34,20 @@ def check_sweep(sweep: SweepSpec, processes: int) -> list[str]:
         for node in needed:
             problems += _node_problems(sweep, graph, node, Path(folder))
     return list(dict.fromkeys(problems))
+
+
+def _metric_problems(sweep: SweepSpec) -> Iterator[str]:
+    """A metric that a task has not: its runs would have no score."""
+    from tasks import TASKS, task_name
+
+    for name, flags in sweep.tasks.items():
+        given = flags["--task"].value if "--task" in flags else None
+        with contextlib.suppress(ConfigError):  # an unknown task is told with its command
+            known = TASKS[task_name(given if isinstance(given, str) else None)].metric_names
+            if sweep.metric is not None and sweep.metric not in known:
+                line = sweep.lines.get("metric", 1)
+                text = f"metric: {sweep.metric}: task {name} has {', '.join(known)}"
+                yield sweep.problem(line, text)
 
 
 def _node_problems(sweep: SweepSpec, graph: Graph, node: Node, out: Path) -> Iterator[str]:

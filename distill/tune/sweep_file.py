@@ -101,6 +101,7 @@ class SweepSpec:
     tasks: dict[str, FlagTable]
     models: dict[str, StageSpec]
     methods: dict[str, MethodSpec]
+    lines: dict[str, int] = field(default_factory=dict)  # of the keys at the top
 
     def problem(self, line: int, text: str) -> str:
         """`FILE:LINE: text`."""
@@ -109,6 +110,17 @@ class SweepSpec:
 
 def read_sweep(path: Path) -> SweepSpec:
     """The file as it was written. ConfigError: every problem of its form, with lines."""
+    spec, problems = read_what_can(path)
+    if problems:
+        raise ConfigError(problems)
+    return spec
+
+
+def read_what_can(path: Path) -> tuple[SweepSpec, list[str]]:
+    """The file without what is wrong with its form, and all of that, with lines.
+
+    ConfigError: it cannot be read at all.
+    """
     reader = Reader(path)
     top = reader.mapping(
         reader.root,
@@ -117,7 +129,7 @@ def read_sweep(path: Path) -> SweepSpec:
         known=("storage", "baseline", "metric", "retries", "sampler", "pruning", "flags")
         + ("programs", "models"),
     )
-    seeds = tuple(n for item in reader.items(top.get("seeds")) if (n := reader.integer(item)) >= 0)
+    seeds = _seeds(reader, top.get("seeds"))
     sampler = reader.mapping(
         top.get("sampler"), "sampler", needed=("name",), known=("trials", "seed")
     )
@@ -157,13 +169,28 @@ def read_sweep(path: Path) -> SweepSpec:
         methods={
             key: _method(reader, node, key) for key, node in reader.free(top.get("methods")).items()
         },
+        lines={key: reader.line(node) for key, node in top.items()},
     )
     baseline = top.get("baseline")
     if spec.baseline is not None and spec.baseline not in spec.methods:
         reader.problem(baseline, f"baseline: {spec.baseline} is none of the methods")
-    if reader.problems:
-        raise ConfigError(reader.problems)
-    return spec
+    for key, what in (("tasks", spec.tasks), ("methods", spec.methods)):
+        if key in top and not what:
+            reader.problem(top[key], f"{key}: there must be one at least")
+    return spec, reader.problems
+
+
+def _seeds(reader: Reader, node: Any) -> tuple[int, ...]:
+    found: list[int] = []
+    for item in reader.items(node):
+        seed = reader.integer(item, default=-1)
+        if seed in found:
+            reader.problem(item, f"seeds: {seed} is there twice")
+        elif seed >= 0:
+            found.append(seed)
+    if node is not None and not reader.items(node):
+        reader.problem(node, "seeds: there must be one at least")
+    return tuple(found)
 
 
 def _stage(reader: Reader, node: Any, name: str | None = None) -> StageSpec:

@@ -38,6 +38,8 @@ class Reader:
             mark = error.problem_mark
             line = mark.line + 1 if mark is not None else 1
             raise ConfigError(f"{path}:{line}: is no YAML: {error.problem}") from error
+        if self.root is None:
+            raise ConfigError(f"{path}:1: is empty; docs/sweeps.md says what a sweep needs")
 
     def line(self, node: Any) -> int:
         """Counted from 1."""

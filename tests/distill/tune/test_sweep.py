@@ -54,6 +54,19 @@ def test_everything_wrong_is_told_at_once_and_nothing_starts(here):
     assert not (here / "out").exists()
 
 
+def test_mistakes_of_form_and_of_flags_are_told_together(here):
+    make(here, FILE, ("baseline: plain", "baselin: plain"), ("metric: accuracy", "metric: f1"),
+         ("flags: {warmup: 0.2}", "flags: {warmup: much}"))  # fmt: skip
+    assert problems("--storage=postgres//x") == [
+        "sweep.yaml:5: baselin: is no part of a sweep; did you mean baseline?",
+        "sweep.yaml:6: metric: f1: task a has accuracy",
+        "sweep.yaml:6: metric: f1: task b has accuracy",
+        "sweep.yaml:24: --warmup=much: must be a number",
+        "--storage=postgres//x: cannot be opened: Could not parse SQLAlchemy URL from given URL "
+        "string",
+    ]
+
+
 def test_what_runs_is_known_to_runs_that_start_from_it(here):
     # 3 layers fit the checkpoint's config.json only if the parse sees that of the run before.
     make(

@@ -91,3 +91,14 @@ def test_stages_of_one_name_and_wrong_seeds_are_told(tmp_path):
         "method plain: two stages are named one",
         "method plain: two stages are named one",
     ]
+
+
+def test_nothing_to_run_is_told(tmp_path):
+    assert problems(tmp_path, "") == ["1: is empty; docs/sweeps.md says what a sweep needs"]
+    text = "study: x\nout: y\nseeds: []\ntasks: {}\nmethods: {}\n"
+    assert problems(tmp_path, text) == [
+        f"{line}: {key}: there must be one at least"
+        for line, key in ((3, "seeds"), (4, "tasks"), (5, "methods"))
+    ]
+    found = problems(tmp_path, FILE.replace("[1, 2, 3]", "[1, 2, 1]"))
+    assert found == ["4: seeds: 1 is there twice"]
