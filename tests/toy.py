@@ -14,6 +14,7 @@ import mpu
 from config.model import ModelArgs
 from data_utils.batch import Batch
 from model.glm import GLMModel
+from model.vocab_map import TABLES
 
 VOCAB = 64  # ids: 0 pad, 1 ENC, 2 MASK, 3 start of piece, 4 end of piece, text from 10
 PAD, ENC, MASK, SOP, EOP, TEXT = 0, 1, 2, 3, 4, 10
@@ -43,6 +44,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "neighbours": {"ib_word_emb": 5},
     "bottleneck": {"inverted_bottleneck_mode": True, "ib_hidden_size": 8, "ib_ffn_num": 3},
     "wide": {"inverted_bottleneck_mode": True, "ib_hidden_size": 24, "ib_ffn_num": 1},
+    "mapped": {"map_vocab_size": 24},
+    "relative": {"transformer_xl": True},
     "everything": {
         "compress_word_emb": 4,
         "cross_layer_parameter_sharing": True,
@@ -70,7 +73,20 @@ def toy_glm(
     """A GLM of `toy_model_args(**changes)` (or of `args`) with lively random weights."""
     args = args or toy_model_args(**changes)
     model = GLMModel(args, parallel_output=parallel_output, output_predict=output_predict)
+    if model.vocab_map is not None:
+        model.vocab_map.set_tables(toy_tables(seed, args.vocab_size, args.table_rows))
     return randomize(model, seed)
+
+
+def toy_tables(seed: int = 0, vocab: int = VOCAB, rows: int = 24) -> dict[str, Tensor]:
+    """A vocabulary map whose kept ids and substitutes are drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    ranked = torch.randperm(vocab, generator=generator)
+    position = torch.randint(0, rows, (vocab,), generator=generator)
+    position[ranked[:rows]] = torch.arange(rows)
+    kept = torch.zeros(vocab, dtype=torch.bool).index_fill(0, ranked[:rows], True)
+    ids = torch.cat((ranked[:rows], ranked[position[ranked[rows:]]]))
+    return dict(zip(TABLES, (position, kept, ids), strict=True))
 
 
 def toy_teacher(*, seed: int = 1, parallel_output: bool = True, **changes: Any) -> GLMModel:

@@ -14,12 +14,11 @@ from distill.context import TrainState
 from distill.engine.weights import whole_weights
 from distill.engine.wrap import wrap
 from distill.step import DistillStep
-from model.vocab_map import TABLES
 from tests.distill.engine.small import deepspeed_json, runtime
 from tests.distill.runs import lm_task, toy_run, toy_student, toy_teachers
 from tests.laws.test_layouts import train
 from tests.ranks import run_ranks
-from tests.toy import VOCAB
+from tests.toy import toy_tables
 
 ROWS, STEPS = 24, 3
 KD = ["--student_model=kd", "--distill_pt_soft", "--distill_pt_hard", "--distill_temperature=3"]
@@ -33,17 +32,6 @@ RUNS = {
 }
 
 
-def lively_map() -> dict[str, torch.Tensor]:
-    """Tables in which kept ids are not the first ones, and substitutes are spread."""
-    generator = torch.Generator().manual_seed(9)
-    ranked = torch.randperm(VOCAB, generator=generator)
-    rows = torch.randint(ROWS, (VOCAB,), generator=generator)
-    rows[ranked[:ROWS]] = torch.arange(ROWS)
-    kept = torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, ranked[:ROWS], True)
-    ids = torch.cat((ranked[:ROWS], ranked[rows[ranked[ROWS:]]]))
-    return dict(zip(TABLES, (rows, kept, ids), strict=True))
-
-
 def new_step(name: str, stage: int | None) -> DistillStep:
     run = toy_run(*RUNS[name], "--weight-decay=0.1", "--clip-grad=0.5")
     if stage is not None:
@@ -53,7 +41,7 @@ def new_step(name: str, stage: int | None) -> DistillStep:
     task = lm_task()
     module = toy_student(run, task)
     if MAPPED in RUNS[name]:
-        module.vocab_map.set_tables(lively_map())
+        module.vocab_map.set_tables(toy_tables(9, rows=ROWS))
     teachers = toy_teachers(run, task)
     engine = wrap(module, run, runtime(mpu.get_data_parallel_rank(), 1))
     engine.module.train()

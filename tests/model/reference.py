@@ -15,8 +15,10 @@ class PlainGLM(nn.Module):
     def __init__(self, args: ModelArgs, state: dict[str, Tensor]):
         super().__init__()
         self.args = args
-        self.names = list(state)
-        self.weights = nn.ParameterList(nn.Parameter(t.detach().clone()) for t in state.values())
+        self.rows = state.get("vocab_map.origin_id_to_target_pos")  # of the word table, by id
+        weights = {name: t for name, t in state.items() if not is_table(name)}
+        self.names = list(weights)
+        self.weights = nn.ParameterList(nn.Parameter(t.detach().clone()) for t in weights.values())
 
     def grads(self) -> dict[str, Tensor]:
         """Checkpoint name -> gradient."""
@@ -41,9 +43,11 @@ class PlainGLM(nn.Module):
         x = self._norm(w, "transformer.final_layernorm.", x)
         if self.args.compress_word_emb:
             x = self._linear(w, "decompress_emb_mlp.", x)
-        return x @ w["word_embeddings.weight"].T
+        table = w["word_embeddings.weight"]
+        return x @ (table if self.rows is None else table[self.rows]).T
 
     def _words(self, w: dict, ids: Tensor, sep: Tensor) -> Tensor:
+        ids = ids if self.rows is None else self.rows[ids]
         x = F.embedding(ids, w["word_embeddings.weight"])
         if self.args.compress_word_emb:
             x = self._linear(w, "compress_emb_mlp.", x)
@@ -95,6 +99,11 @@ class PlainGLM(nn.Module):
     def _norm(w: dict, name: str, x: Tensor) -> Tensor:
         weight = w[name + "weight"]
         return F.layer_norm(x, weight.shape, weight, w[name + "bias"], 1e-5)
+
+
+def is_table(name: str) -> bool:
+    """Whether this entry of a state dict is no parameter."""
+    return name.startswith("vocab_map.") or name.endswith("inv_freq")
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> tuple[Tensor, ...]:

@@ -8,19 +8,9 @@ import mpu
 from model.vocab_map import TABLES, VocabMap, VocabOutput, take_columns
 from tests.ranks import run_ranks
 from tests.toy import VOCAB, merged, rank_grads, toy_glm, toy_lm_batch
+from tests.toy import toy_tables as tables
 
 ROWS = 24
-
-
-def tables(seed: int = 0, vocab: int = VOCAB, rows: int = ROWS) -> dict[str, torch.Tensor]:
-    """A map whose kept ids and substitutes are drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    ranked = torch.randperm(vocab, generator=generator)
-    position = torch.randint(0, rows, (vocab,), generator=generator)
-    position[ranked[:rows]] = torch.arange(rows)
-    kept = torch.zeros(vocab, dtype=torch.bool).index_fill(0, ranked[:rows], True)
-    ids = torch.cat((ranked[:rows], ranked[position[ranked[rows:]]]))
-    return dict(zip(TABLES, (position, kept, ids), strict=True))
 
 
 def mapped_glm(**changes):
