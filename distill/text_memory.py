@@ -26,6 +26,8 @@ from model.glm import GLMModel
 log = logging.getLogger(__name__)
 
 FILE = "text_memory_rank_{:02d}.pt"
+#: Fields of DataArgs that decide which text there is, and which part of it is read when.
+TEXT = ("seq_length", "train_data", "valid_data", "test_data", "split", "load_splits", "text_key")
 
 
 class Memories:
@@ -108,10 +110,8 @@ def _text_of(run: RunArgs) -> dict[str, Any]:
         "batch_size": run.train.batch_size,
         "gradient_accumulation_steps": run.train.gradient_accumulation_steps,
         "mem_length": run.model.mem_length,
-        "seq_length": run.data.seq_length,
         "seed": run.train.seed,
-        "train_data": list(run.data.train_data or ()),
-        "split": run.data.split,
+        **{name: getattr(run.data, name) for name in TEXT},
         "teachers": [dataclasses.asdict(teacher) for teacher in run.teachers],
     }
 

@@ -64,7 +64,7 @@ def on_rank(rank: int, world_size: int, p: int, cases: list) -> list:
     ("p", "dp", "stages"),
     [
         (1, 2, [3]),
-        pytest.param(2, 2, [None, 0, 1, 2, 3], marks=pytest.mark.slow),
+        pytest.param(2, 2, [None, 1, 3], marks=pytest.mark.slow),
         pytest.param(4, 1, [None, 3], marks=pytest.mark.slow),
     ],
 )
@@ -72,7 +72,7 @@ def test_every_layout_trains_alike(p, dp, stages):
     reference = run_ranks(1, on_rank, 1, [(name, None) for name in RUNS])[0]
     expected = dict(zip(RUNS, reference, strict=True))
     cases = [(name, stage) for name in RUNS for stage in stages]
-    ranks = run_ranks(p * dp, on_rank, p, cases, preload="deepspeed")
+    ranks = run_ranks(p * dp, on_rank, p, cases, preload="deepspeed", timeout=600)
     for number, (name, stage) in enumerate(cases):
         records, table = expected[name]
         for rank in ranks:
