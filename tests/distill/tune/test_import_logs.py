@@ -52,3 +52,32 @@ def test_other_files_and_baselines_are_refused(logs, tmp_path):
     (tmp_path / "x.json").write_text("[{}]")
     with pytest.raises(ConfigError, match="--import-logs=.*x.json: entry 1 has no 'args'"):
         import_logs([tmp_path / "x.json"])
+
+
+def best(record: dict, **scores: dict) -> dict:
+    """A record whose metrics were best at evaluations of their own."""
+    found = {name: {"epoch": 1, "iteration": 9, "score_dict": row} for name, row in scores.items()}
+    return record | {"max_score_dict": found}
+
+
+def test_the_oddities_of_published_logs(tmp_path):
+    # MultiRC in fractions, each metric best elsewhere; WSC twice; a stage that is missing; a run
+    # that never was evaluated; a file of one record.
+    early, late = ({"f1a": 0.70, "em": 0.26, "acc": 71.0}, {"f1a": 0.71, "em": 0.24, "acc": 75.0})
+    multirc = best(entry("MultiRC", {}), f1a=late, em=early, acc=late)
+    negative = entry("WSC", {"accuracy": 84.6})
+    negative["args"]["wsc_negative"] = True
+    cb = entry("CB", {"accuracy": 92.9, "f1-macro": 0.905})
+    rows = [multirc, negative, entry("WSC", {"accuracy": 63.5}), cb, entry("RTE", {})]
+    rows += [entry("MultiRC", {"f1a": 0.5, "em": 0.1, "acc": 80.0})]
+    (tmp_path / "GLMD_110M-66M.json").write_text(json.dumps(rows))
+    (tmp_path / "one.json").write_text(json.dumps(entry("COPA", {"accuracy": 73.0})))
+    found = import_logs([tmp_path])
+    cells = {task: cell for (name, task), cell in found.cells.items() if name != "one"}
+    assert cells["MultiRC"].scores == pytest.approx(((70 + 26) / 2,))  # of one evaluation
+    assert cells["WSC-negative"].scores == (84.6,)
+    assert cells["WSC"].scores == (63.5,)
+    assert cells["CB"].scores == pytest.approx(((92.9 + 90.5) / 2,))
+    assert "RTE" not in cells
+    assert found.cells["one", "COPA"].scores == (73.0,)
+    assert not found.complete("GLMD_110M-66M")
