@@ -12,14 +12,17 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from config import ConfigError, RunArgs, parse_args
+from config.parser import read_json
 from distill.combiner import combiner_args
-from distill.memory import Layout, Transient, Usage, build, resident, transient, with_step
+from distill.memory import build, transient
 from distill.registry import method_args
+from distill.resident import Counts, Layout, Transient, Usage, ZeroBlock, account, offloaded
 from tasks.block_lm import BlockLM
 
 GB = 2**30
@@ -28,6 +31,8 @@ CUDA = 0.75 * GB
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 PROBES = (4, 8)  # micro-batches whose steps are done without memory; others lie on their line
 HEAD_WIDTH = 64
+ROOT = Path(__file__).resolve().parent.parent
+PRESET = "config/config_block_10B.json"  # of runs that name no JSON of DeepSpeed
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Fit:
 
     layout: Layout
     usage: Usage
+    host: float  # bytes of host memory for the optimizer, of one process
 
 
 def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunArgs]:
@@ -80,6 +86,8 @@ def shape(text: str | None, start: str, sep: str) -> list[str]:
 
 def layouts(run: RunArgs, gpus: int) -> Iterator[Layout]:
     """All layouts but for the micro-batch, the faster ones first."""
+    block = run.deepspeed or read_json(ROOT / PRESET, "--deepspeed_config")
+    zero = ZeroBlock.of(block["zero_optimization"])
     sizes = [run.model.num_attention_heads, *(t.num_attention_heads for t in run.teachers)]
     for tp in (2**k for k in range(gpus.bit_length())):
         if gpus % tp or any(size % tp for size in (*sizes, run.model.vocab_size)):
@@ -91,19 +99,21 @@ def layouts(run: RunArgs, gpus: int) -> Iterator[Layout]:
                     yield Layout(
                         tensor_parallel=tp,
                         data_parallel=dp,
+                        accumulation=run.train.gradient_accumulation_steps,
                         engine="deepspeed",
                         stage=stage,
                         offload=offload,
                         half=True,
                         teacher_bytes=2,
                         teacher_stage=teacher_stage,
+                        zero=zero,
                     )
 
 
 def plan(run: RunArgs, gpus: int, memory: float, seq_length: int) -> tuple[list[Fit], list[Fit]]:
     """(layouts that fit, each with its largest micro-batch, best first; all with micro-batch 1)."""
-    task, steps = BlockLM(), {}
-    student, teachers = build(run, task, torch.float32)
+    task, steps, counts = BlockLM(), {}, {}
+    modules = build(run, task, torch.float32)
 
     def step_of(tp: int, micro_batch: int) -> Transient:
         for size in PROBES:
@@ -112,16 +122,21 @@ def plan(run: RunArgs, gpus: int, memory: float, seq_length: int) -> tuple[list[
                 steps[tp, size] = transient(run, task, layout, seq_length=seq_length)
         return _line(steps[tp, PROBES[0]], steps[tp, PROBES[1]], micro_batch)
 
+    def fit(layout: Layout, micro_batch: int) -> Fit:
+        tp = layout.tensor_parallel
+        if tp not in counts:
+            counts[tp] = [Counts.of(module, layout) for module in (modules[0], *modules[1])]
+        own, *theirs = counts[tp]
+        layout = replace(layout, micro_batch=micro_batch)
+        usage = account(own, theirs, layout, step_of(tp, micro_batch))
+        return Fit(layout, usage, offloaded(own, layout))
+
     fits, smallest = [], []
     for layout in layouts(run, gpus):
-        stays, tp = resident(student, teachers, layout), layout.tensor_parallel
-        smallest.append(Fit(layout, with_step(stays, step_of(tp, 1))))
-        room = memory * MARGIN - CUDA - stays.total
-        sizes = [size for size in MICRO_BATCHES if step_of(tp, size).peak <= room]
-        if sizes:
-            usage = with_step(stays, step_of(tp, sizes[0]))
-            fits.append(Fit(replace(layout, micro_batch=sizes[0]), usage))
-    return sorted(fits, key=_slowness), sorted(smallest, key=lambda fit: fit.usage.total)
+        smallest.append(fit(layout, 1))
+        sizes = (fit(layout, size) for size in MICRO_BATCHES)
+        fits += [one for one in sizes if one.usage.total <= memory * MARGIN - CUDA][:1]
+    return sorted(fits, key=_slowness), sorted(smallest, key=lambda one: one.usage.total)
 
 
 def _line(low: Transient, high: Transient, size: int) -> Transient:
@@ -143,7 +158,8 @@ def _slowness(fit: Fit) -> tuple[Any, ...]:
 def flags_of(layout: Layout, run: RunArgs) -> str:
     """What to add to the run's command line."""
     words = [f"--model-parallel-size={layout.tensor_parallel}", "--deepspeed"]
-    words += ["--deepspeed_config=config/config_block_10B.json", "--args_to_ds_config"]
+    words += [f"--deepspeed_config={run.parallel.deepspeed_config or PRESET}"]
+    words += ["--args_to_ds_config"]
     words += [f"--zero_stage={layout.stage}", "--bf16"]
     words += [f"--batch-size={layout.micro_batch}", "--checkpoint-activations"]
     words += ["--cpu_offload"] if layout.offload else []
@@ -211,9 +227,11 @@ def report(argv: Sequence[str] | None) -> Iterator[str]:
     yield f"{len(fits)} layouts fit; GiB of one device, the best first:"
     yield from table(fits[: options.rows])
     yield f"recommended: {flags_of(fits[0].layout, run)}"
-    if fits[0].layout.offload:
-        host = 12 * sizes[0] / fits[0].layout.tensor_parallel / fits[0].layout.data_parallel
-        yield f"host memory for the optimizer: {host * options.gpus:.0f} GB in all"
+    best = fits[0]
+    start = 4 * sizes[0] / best.layout.tensor_parallel * options.gpus
+    yield f"host memory of all processes while they start: {start:.0f} GB, each with its student"
+    if best.layout.offload:
+        yield f"host memory for the optimizer: {best.host * options.gpus / 1e9:.0f} GB in all"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,8 @@ import mpu
 from config.training import OptimizerArgs
 from distill.context import TrainState
 from distill.engine.optimizer import build_optimizer
-from distill.memory import Layout, LiveBytes, resident, sample, transient, usage
+from distill.memory import LiveBytes, sample, transient, usage
+from distill.resident import Counts, Layout, Transient, ZeroBlock, account
 from distill.step import DistillStep
 from tests.distill.runs import Local, lm_task, toy_run, toy_student, toy_teachers
 from tests.ranks import run_ranks
@@ -54,17 +55,17 @@ def test_a_step_of_one_process(name, size):
     run = toy_run(*SIZES, *RUNS[name])
     layout = Layout(micro_batch=size)
     stays = usage(run, lm_task(), layout, seq_length=LENGTH)
-    step = transient(run, lm_task(), layout, seq_length=LENGTH, keep_gradients=True)
+    step = transient(run, lm_task(), layout, seq_length=LENGTH)
     expected = measured(run, size)
-    actual = stays.parameters + stays.optimizer + stays.teacher + step.peak
+    actual = stays.parameters + stays.optimizer + stays.teacher + step.kept
     assert actual == pytest.approx(expected, rel=0.15)
     assert stays.total >= 0.95 * expected, "what is planned with is never much less"
 
 
 def test_the_check_would_see_a_missing_part():
     run = toy_run(*SIZES, *RUNS["kd"])
-    step = transient(run, lm_task(), Layout(micro_batch=7), seq_length=LENGTH, keep_gradients=True)
-    assert step.peak < 0.85 * measured(run, 7), "without weights and optimizer"
+    step = transient(run, lm_task(), Layout(micro_batch=7), seq_length=LENGTH)
+    assert step.kept < 0.85 * measured(run, 7), "without weights and optimizer"
 
 
 def of_rank(rank, world_size, size):
@@ -76,8 +77,8 @@ def planned(rank, world_size, size):
     run = toy_run(*SIZES, *RUNS["kd"])
     layout = Layout(tensor_parallel=2, micro_batch=size)
     stays = usage(run, lm_task(), layout, seq_length=LENGTH)
-    step = transient(run, lm_task(), layout, seq_length=LENGTH, keep_gradients=True)
-    return stays.parameters + stays.optimizer + stays.teacher + step.peak
+    step = transient(run, lm_task(), layout, seq_length=LENGTH)
+    return stays.parameters + stays.optimizer + stays.teacher + step.kept
 
 
 def test_two_ranks_of_one_model():
@@ -107,25 +108,38 @@ def test_planning_leaves_the_process_as_it_was(grid, size):
 
 def test_zero_cuts_what_its_stage_says():
     run = toy_run(*SIZES, *RUNS["kd"])
-    task = lm_task()
-    student = toy_student(run, task)
+    student = toy_student(run, lm_task())
     number = sum(p.numel() for p in student.parameters())
     layer = sum(p.numel() for p in student.origin_model.transformer.layers[0].parameters())
-    table = student.origin_model.word_embeddings.weight.numel()
+    unit = max(layer, student.origin_model.word_embeddings.weight.numel())
+    lean = ZeroBlock(
+        reduce_bucket_size=0,
+        stage3_prefetch_bucket_size=0,
+        stage3_max_reuse_distance=0,
+        stage3_param_persistence_threshold=0,
+    )
 
     def parts(stage, **more):
-        layout = Layout(engine="deepspeed", stage=stage, data_parallel=4, half=True, **more)
-        found = resident(student, [student], layout)
+        layout = Layout(
+            engine="deepspeed", stage=stage, data_parallel=4, half=True, accumulation=2, **more
+        )
+        own = Counts.of(student, layout)
+        found = account(own, [own], layout, Transient(0, 0, 0, 0))
         return found.parameters, found.gradients, found.optimizer, found.teacher
 
     # bf16 weights and gradients 2 + 2, fp32 weights and two moments 12 (arXiv 1910.02054, 3.1).
     for stage, weights, grads in ((1, 2.0, 2.0), (2, 2.0, 0.5), (3, 0.5, 0.5)):
-        parameters, gradients, optimizer, _ = parts(stage)
-        gathered = 2 * max(layer, table) if stage == 3 else 0
-        buckets = 2 * 2 * number if stage < 3 else 0  # of a model smaller than the buckets
+        parameters, gradients, optimizer, _ = parts(stage, zero=lean)
+        gathered = 2 * unit * 3 / 4 if stage == 3 else 0
         assert parameters == weights * number + gathered
-        assert gradients == grads * number + buckets
+        assert gradients == grads * number
         assert optimizer == 12 * number / 4
     assert parts(2, offload=True)[2] == 0
+    assert parts(3)[0] == 2 * number, "DeepSpeed's defaults keep a small model gathered"
     assert parts(2, teacher_bytes=2)[3] == 2 * number
-    assert parts(2, teacher_bytes=2, teacher_stage=3)[3] == 2 * (number / 4 + max(layer, table))
+    assert parts(2, teacher_bytes=2, teacher_stage=3)[3] == 2 * (number / 4 + number)
+
+
+def test_settings_of_zero_come_from_the_json():
+    block = {"stage": 2, "reduce_bucket_size": 5, "overlap_comm": True, "sub_group_size": "auto"}
+    assert ZeroBlock.of(block) == ZeroBlock(reduce_bucket_size=5, overlap_comm=True)

@@ -22,7 +22,7 @@ def test_the_answer(capsys):
     told = capsys.readouterr().out
     assert "layouts fit" in told
     assert "recommended: --model-parallel-size=" in told
-    main([*TOY, "--gpus=2", "--gpu-memory=0.84"])
+    main([*TOY, "--gpus=2", "--gpu-memory=0.834"])
     told = capsys.readouterr().out
     assert "nothing fits: the leanest layout needs" in told
     assert "largest parts: " in told
