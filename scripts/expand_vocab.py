@@ -107,12 +107,17 @@ def _whole_vocabulary(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"model": model, "flags": flags, "resumable": False}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, restore; a user's mistake is one line on stderr and exit code 2."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("path", metavar="PATH", help="checkpoint: a run's folder, or a tag's")
     parser.add_argument("--out", help="folder to write; default: PATH-full")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, restore; a user's mistake is one line on stderr and exit code 2."""
+    args = build_parser().parse_args(argv)
     path = Path(args.path)
     out = Path(args.out) if args.out else path.with_name(path.name + "-full")
     try:

@@ -98,8 +98,8 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise ConfigError(f"--output={path}: cannot be written below {parent}; give another")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, train, write; a user's mistake is one line on stderr and exit code 2."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--train-data", nargs="+", required=True, help="names of config/corpora.json, or paths"
@@ -109,7 +109,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing vocabulary")
     parser.add_argument("--data-dir", help="where named corpora lie")
     parser.add_argument("--text-key", default="text", help="text of a .jsonl or .parquet row")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, train, write; a user's mistake is one line on stderr and exit code 2."""
+    args = build_parser().parse_args(argv)
     output = Path(args.output)
     output = output if output.suffix == ".txt" else output / "vocab.txt"
     try:
