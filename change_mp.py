@@ -53,12 +53,13 @@ def change(options: argparse.Namespace) -> None:
     """Write the new checkpoint and say where it is."""
     from distill.engine.checkpoint import tag_folder
     from distill.engine.resharding import Target, change_model_parallel
-    from distill.engine.shards import shard_files
+    from distill.engine.shards import Shards
 
-    asks_nothing = options.out is None and options.dtype is None and options.to == "torch"
-    if asks_nothing and len(shard_files(tag_folder(options.path, what="PATH"))) == options.size:
-        print(f"{options.path}: has {options.size} shard(s) already; nothing to do")
-        return
+    if options.out is None and options.dtype is None and options.to == "torch":
+        size = Shards(tag_folder(options.path, what="PATH"), what="PATH").size  # if they are whole
+        if size == options.size:
+            print(f"{options.path}: has {size} shard(s) already; nothing to do")
+            return
     target = Target(size=options.size, dtype=options.dtype, to=options.to)
     flags = {"take_first": options.take_first, "overwrite": options.overwrite}
     print(change_model_parallel(options.path, target, options.out, **flags))

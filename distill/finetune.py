@@ -51,7 +51,7 @@ def finetune(argv: Sequence[str]) -> None:
     check_needs(run, task.head)
     loaders = load_data(task, run, runtime)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
-    engine = wrap(build_module(run, task, teachers), run, runtime)
+    engine = wrap(build_module(run, task, teachers, runtime), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)
     selection = Selection(engine, task, loaders, state, run, runtime, checkpoints)
     train = loaders["train"]

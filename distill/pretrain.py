@@ -49,7 +49,7 @@ def pretrain(argv: Sequence[str]) -> None:
     task = task_of(run)
     check_needs(run, task.head)
     teachers = build_teachers(run, task, runtime.device, fingerprint=tokenizer.fingerprint)
-    engine = wrap(build_module(run, task, teachers), run, runtime)
+    engine = wrap(build_module(run, task, teachers, runtime), run, runtime)
     checkpoints, state = open_run(run, runtime, engine, tokenizer)
     step = DistillStep(task, engine, teachers, run, state)
     keep_memories(step, checkpoints)

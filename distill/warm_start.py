@@ -110,11 +110,11 @@ def warm_start(module: nn.Module, teachers: Sequence[Teacher], run: RunArgs) -> 
         source = _source(name, layers)
         if source not in given or name.startswith(PREFIX) or name.endswith("inv_freq"):
             continue
-        with gathered(given[source]) as whole:
+        with gathered(given[source]) as whole, gathered(parameter, write=True) as own:
             if name == WORDS and any(maps):
-                _start_words(parameter, whole, maps)
+                _start_words(own, whole, maps)
             else:
-                _start(name, parameter, whole, heads if by_head else None)
+                _start(name, own, whole, heads if by_head else None)
     log.info("--student_truncate_tn=%d: the student starts from its layers %s", number, layers)
 
 

@@ -9,6 +9,7 @@ more samples at once, less communication, nothing in host memory. The first one 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -29,7 +30,7 @@ GB = 2**30
 MARGIN = 0.9  # of a device's memory that may be used; the rest is CUDA's and the allocator's
 CUDA = 0.75 * GB
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-PROBES = (4, 8)  # micro-batches whose steps are done without memory; others lie on their line
+PROBES = (1, 8, 64)  # micro-batches whose steps are done without memory; others lie between
 HEAD_WIDTH = 64
 ROOT = Path(__file__).resolve().parent.parent
 PRESET = "config/config_block_10B.json"  # of runs that name no JSON of DeepSpeed
@@ -58,15 +59,27 @@ def read(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunArgs]:
     parser.add_argument("--vocab-size", type=int, default=30592)
     parser.add_argument("--rows", type=int, default=12, help="how many layouts to print")
     options = parser.parse_args(words)
-    if options.gpus < 1 or options.gpu_memory <= 0:
+    if options.gpus < 1 or not 0 < options.gpu_memory < math.inf:
         parser.error("--gpus and --gpu-memory must be positive")
+    for name in ("seq_length", "vocab_size", "rows"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be positive")
     sizes = [f"--vocab-size={options.vocab_size}", "--teacher_random_para"]
     sizes += [f"--max-position-embeddings={options.seq_length}", "--checkpoint-activations"]
     sizes += [f"--teacher_max_position_embeddings={options.seq_length}"]
     sizes += shape(options.student, "--", "-") + shape(options.teacher, "--teacher_", "_")
     flags = flags or ["--student_model=logitsdistil", "--distill_temperature=15"]
     kinds = {"methods": method_args(flags), "combiners": combiner_args()}
-    return options, parse_args([*sizes, *flags], program="pretrain", **kinds, check=False)
+    run = parse_args([*sizes, *flags], program="pretrain", **kinds, check=False)
+    models = [run.model, *(args.model_args(run.model) for args in run.teachers)]
+    tables = [m.max_position_embeddings for m in models if not m.transformer_xl]
+    shortest = min(tables, default=options.seq_length)
+    if shortest < options.seq_length:
+        raise ConfigError(
+            f"--seq-length={options.seq_length}: a model has {shortest} positions "
+            "(--max-position-embeddings, --teacher_max_position_embeddings); give fewer tokens"
+        )
+    return options, run
 
 
 def shape(text: str | None, start: str, sep: str) -> list[str]:
@@ -116,11 +129,13 @@ def plan(run: RunArgs, gpus: int, memory: float, seq_length: int) -> tuple[list[
     modules = build(run, task, torch.float32)
 
     def step_of(tp: int, micro_batch: int) -> Transient:
-        for size in PROBES:
+        high = next(i for i, size in enumerate(PROBES) if i and size >= micro_batch)
+        pair = PROBES[high - 1], PROBES[high]
+        for size in pair:
             if (tp, size) not in steps:
                 layout = Layout(tensor_parallel=tp, micro_batch=size, half=True, teacher_bytes=2)
                 steps[tp, size] = transient(run, task, layout, seq_length=seq_length)
-        return _line(steps[tp, PROBES[0]], steps[tp, PROBES[1]], micro_batch)
+        return _between(pair, (steps[tp, pair[0]], steps[tp, pair[1]]), micro_batch)
 
     def fit(layout: Layout, micro_batch: int) -> Fit:
         tp = layout.tensor_parallel
@@ -139,11 +154,11 @@ def plan(run: RunArgs, gpus: int, memory: float, seq_length: int) -> tuple[list[
     return sorted(fits, key=_slowness), sorted(smallest, key=lambda one: one.usage.total)
 
 
-def _line(low: Transient, high: Transient, size: int) -> Transient:
-    """A step of `size` samples from those of the probes; losses in chunks need less than that."""
-    share = (size - PROBES[0]) / (PROBES[1] - PROBES[0])
-    pairs = zip(astuple(low), astuple(high), strict=True)
-    return Transient(*(max(a + share * (b - a), 0.0) for a, b in pairs))
+def _between(sizes: tuple[int, int], steps: tuple[Transient, Transient], size: int) -> Transient:
+    """A step of `size` samples from those of a smaller and a larger micro-batch."""
+    share = (size - sizes[0]) / (sizes[1] - sizes[0])
+    pairs = zip(*map(astuple, steps), strict=True)
+    return Transient(*(low + share * (high - low) for low, high in pairs))
 
 
 def _slowness(fit: Fit) -> tuple[Any, ...]:

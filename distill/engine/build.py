@@ -37,6 +37,7 @@ from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open
 from distill.engine.trainer import Trainer
 from distill.engine.weights import whole_shape
 from distill.engine.wrap import Engine
+from distill.engine.zero3 import cut_while_built
 from distill.limits import check_layout
 from distill.live import EmptyGLM, add_live_teachers, check_empty, restore_combiner
 from distill.prompts import find_glm, freeze_glm, start_prompts
@@ -77,19 +78,22 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     return with_commands(with_vocabulary(run, tokenizer), tokenizer), runtime, tokenizer
 
 
-def build_module(run: RunArgs, task: Task, teachers: Sequence[Teacher] = ()) -> nn.Module:
+def build_module(
+    run: RunArgs, task: Task, teachers: Sequence[Teacher] = (), runtime: Runtime | None = None
+) -> nn.Module:
     """The student (or the GLM alone) under the task's head, with the weights it starts from:
 
     those of --load-pretrained, or a new vocabulary map; over them those of a teacher, if
     --student_truncate_tn says so, and in its combiner those of --mt_model_load. Teachers that are
-    trained become a part of it.
+    trained become a part of it. With a `runtime` ZeRO-3 cuts layers as they are built.
     ConfigError: the method cannot work with this head, or has no loss.
     """
     head, seed = task.head, run.train.seed
     if run.teachers and run.multi_teacher.student_use_empty_glm:
         model: nn.Module = EmptyGLM(run.model, head)
     else:
-        model = build_model(run.model, head, seed=seed)
+        with cut_while_built(run, runtime):
+            model = build_model(run.model, head, seed=seed)
     student = build_student(model, run, task.shape)
     if isinstance(student, GLMStudent):
         check_empty(student, run)
