@@ -129,6 +129,7 @@ def plan(run: RunArgs, gpus: int, memory: float, seq_length: int) -> tuple[list[
     modules = build(run, task, torch.float32)
 
     def step_of(tp: int, micro_batch: int) -> Transient:
+        """A step of this size, done or between two that are done."""
         high = next(i for i, size in enumerate(PROBES) if i and size >= micro_batch)
         pair = PROBES[high - 1], PROBES[high]
         for size in pair:
@@ -138,6 +139,7 @@ def plan(run: RunArgs, gpus: int, memory: float, seq_length: int) -> tuple[list[
         return _between(pair, (steps[tp, pair[0]], steps[tp, pair[1]]), micro_batch)
 
     def fit(layout: Layout, micro_batch: int) -> Fit:
+        """What the layout needs with this many samples."""
         tp = layout.tensor_parallel
         if tp not in counts:
             counts[tp] = [Counts.of(module, layout) for module in (modules[0], *modules[1])]

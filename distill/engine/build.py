@@ -31,6 +31,7 @@ from distill.engine.checkpoint import (
     saved_state,
     tag_folder,
 )
+from distill.engine.deepspeed_engine import check_zero
 from distill.engine.launch import Runtime, launch
 from distill.engine.resuming import check_resumable, kind_of
 from distill.engine.run_dir import SUMMARY, check_run_dir, keep_vocabulary, open_run_dir
@@ -67,6 +68,7 @@ def start(run: RunArgs) -> tuple[RunArgs, Runtime, Tokenizer]:
     check_warm_start(run)
     check_run_dir(run)
     runtime = launch(run)
+    check_zero(run, runtime)
     tokenizer = build_tokenizer(run.tokenizer, run.blocks, run.model.max_position_embeddings)
     check_sources(run, tokenizer.fingerprint)
     check_resumed(run)

@@ -130,6 +130,25 @@ class DeepSpeedEngine(Engine):
         return client
 
 
+def check_zero(run: RunArgs, runtime: Runtime) -> None:
+    """ConfigError for keys and values of `zero_optimization` that DeepSpeed does not take."""
+    if not run.parallel.deepspeed or run.deepspeed is None:
+        return
+    import_deepspeed(runtime.device, runtime.local_rank)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**run.deepspeed["zero_optimization"])
+    except ValidationError as error:
+        where = f"--deepspeed_config={run.parallel.deepspeed_config}: zero_optimization"
+        raise ConfigError(
+            f"{where}.{'.'.join(map(str, wrong['loc']))}={wrong['input']!r}: DeepSpeed: "
+            f"{wrong['msg']}; change it or leave it out"
+            for wrong in error.errors()
+        ) from error
+
+
 def import_deepspeed(device: torch.device, local_rank: int = 0) -> Any:
     """The package, quiet, and kept from compiling an operator that gloo does not need."""
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # plain python sets none

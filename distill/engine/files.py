@@ -133,7 +133,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # missing, or not to be read by us
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = str(error).partition("\n")[0].partition(". ")[0]  # torch adds guesses and advice
+        reason = first or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")

@@ -121,6 +121,17 @@ def test_missing_task_folder(finetune, world):
     assert "no-folder" in finetune(f"--data-dir={world / 'no-folder'}")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("reduce_bucket_size", -1), ("overlap_comm", "maybe"), ("no_such_key", 3)]
+)
+def test_a_json_that_deepspeed_does_not_take(pretrain, world, key, value):
+    content = json.loads((world / "deepspeed.json").read_text())
+    content["zero_optimization"] = {"stage": 2, key: value}
+    (world / "wrong.json").write_text(json.dumps(content))
+    message = pretrain("--deepspeed", f"--deepspeed_config={world / 'wrong.json'}")
+    assert f"wrong.json: zero_optimization.{key}={value!r}: " in message
+
+
 # Names --------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,22 @@ def test_a_wrong_shape_is_an_error(text):
         shape(text, "--", "-")
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--gpu-memory=nan"], "--gpu-memory"),
+        (["--vocab-size=-5"], "--vocab-size"),
+        (["--rows=0"], "--rows"),
+        (["--", "--max-position-embeddings=16"], "--seq-length=64: a model has 16 positions"),
+    ],
+)
+def test_a_wrong_number_ends_with_one_message(words, named, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*TOY, *words])
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
 def test_probes_and_tables():
     assert PROBES[0] < PROBES[1]
     assert GB == 2**30
