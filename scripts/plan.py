@@ -245,8 +245,8 @@ def report(argv: Sequence[str] | None) -> Iterator[str]:
     yield from table(fits[: options.rows])
     yield f"recommended: {flags_of(fits[0].layout, run)}"
     best = fits[0]
-    start = 4 * sizes[0] / best.layout.tensor_parallel * options.gpus
-    yield f"host memory of all processes while they start: {start:.0f} GB, each with its student"
+    start = 4 * sizes[0] * (1 if best.layout.stage == 3 else best.layout.data_parallel)
+    yield f"host memory for the student while a run starts: {start:.0f} GB in all"
     if best.layout.offload:
         yield f"host memory for the optimizer: {best.host * options.gpus / 1e9:.0f} GB in all"
 

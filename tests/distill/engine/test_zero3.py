@@ -5,13 +5,17 @@ import dataclasses
 import torch
 
 import mpu
+from distill.context import TrainState
 from distill.engine import files
 from distill.engine.build import build_module
 from distill.engine.weights import is_partitioned, whole_weights
+from distill.engine.wrap import wrap
 from distill.memory import LiveBytes
+from distill.step import DistillStep
 from tests.distill.engine.small import deepspeed_json, runtime
-from tests.distill.runs import lm_task, toy_run, toy_teachers
+from tests.distill.runs import lm_task, rows_of, toy_run, toy_teachers
 from tests.ranks import run_ranks
+from tests.toy import toy_lm_batch
 
 LAYERS, WIDTH = 10, 32
 SIZES = [f"--num-layers={LAYERS}", f"--hidden-size={WIDTH}", "--teacher_num_layers=10"]
@@ -71,6 +75,38 @@ def build_both(rank, world_size, folder):
             weights.append(whole_weights(module, everywhere=True))
         found[name] = weights, peaks
     return found
+
+
+def train_both(rank, world_size):
+    """Losses and weights of three steps: cut while built, cut afterwards."""
+    mpu.initialize_model_parallel(1)
+    run, task, found = start_of("bf16", None), lm_task(), []
+    for place in (runtime(rank, world_size), None):
+        teachers = toy_teachers(run, task)
+        module = build_module(run, task, teachers, place)
+        engine = wrap(module, run, runtime(rank, world_size))
+        engine.module.train()
+        step, losses = DistillStep(task, engine, teachers, run, TrainState()), []
+        for number in range(3):
+            batch = rows_of(toy_lm_batch(8, seed=number), 4 * rank, 4 * rank + 4)
+            mpu.seed_step(1, number, 0, rank)
+            with engine.micro_step(last=True):
+                loss = step(batch, step.count([batch])).loss
+                engine.backward(loss)
+            engine.step(1e-3)
+            losses.append(float(loss.detach()))
+        found.append((losses, whole_weights(engine.module, everywhere=True)))
+    return found
+
+
+def test_training_goes_on_alike():
+    for (actual, weights), (expected, expected_weights) in run_ranks(
+        2, train_both, preload="deepspeed"
+    ):
+        assert actual == expected
+        assert actual[2] != actual[0]
+        for name, value in expected_weights.items():
+            torch.testing.assert_close(weights[name], value, rtol=0, atol=0, msg=name)
 
 
 def test_initial_weights_and_memory(tmp_path):
