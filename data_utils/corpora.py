@@ -12,6 +12,7 @@ from typing import Any
 import config
 from config.errors import ConfigError
 from data_utils.bad_lines import BadLines
+from data_utils.english import need_detector
 from data_utils.formats import FORMATS
 from data_utils.reading import SUFFIXES, Reading, cut_file, read_piece
 from data_utils.reading import is_unicode as is_unicode
@@ -122,6 +123,8 @@ def find_corpus(
         "english": english or entry.get("english", False),
         "flag": flag,
     }
+    if how["english"]:
+        need_detector("--filter-english" if english else f"{flag}={value}")
     if dataset := _dataset(value, entry):
         return Corpus(value, **how, dataset=tuple(dataset.items()))
     if entry:

@@ -1,23 +1,20 @@
 """Is a text English? For --filter-english; by py3langid, which ships its model."""
 
-from functools import cache
-from typing import Any
+from importlib.util import find_spec
+
+from config.errors import ConfigError
 
 LOOKED_AT = 2000  # characters that are enough to tell
 
 
-@cache
-def _identifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise ImportError("--filter-english needs py3langid: pip install py3langid") from None
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE)
+def need_detector(asked: str) -> None:
+    """ConfigError that says what to install for `asked`, a flag or corpus, if it is missing."""
+    if find_spec("py3langid") is None:
+        raise ConfigError(f"{asked}: needs py3langid, to tell languages: pip install py3langid")
 
 
 def is_english(text: str) -> bool:
-    """Whether English is the likeliest language of the start of a text.
+    """Whether English is the likeliest language of the start of a text."""
+    from py3langid import classify
 
-    ImportError that says what to install.
-    """
-    return _identifier().classify(text[:LOOKED_AT])[0] == "en"
+    return classify(text[:LOOKED_AT])[0] == "en"

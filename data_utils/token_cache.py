@@ -147,6 +147,8 @@ def _make_all(
         for task in tasks:
             yield make_shard(task, corpus, tokenizer, skip)
         return
+    if corpus.english:
+        is_english("Its model is loaded once, for all processes.")
     context = multiprocessing.get_context("fork")  # hands the tokenizer over without pickling
     arguments = (corpus, tokenizer, skip)
     with ProcessPoolExecutor(min(workers, len(tasks)), context, _set_job, arguments) as pool:
