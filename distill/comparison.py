@@ -108,9 +108,8 @@ class Comparison:
     @property
     def takes_lazy_logits(self) -> bool:
         """Whether nobody needs a language model's logits as numbers."""
-        frozen = not any(teacher.live for teacher in self.teachers)
         lazy = all(find_lazy(teacher.module) is not None for teacher in self.teachers)
-        return frozen and lazy and self.method.takes_lazily("pre_loss")
+        return lazy and self.method.takes_lazily("pre_loss")
 
     @property
     def needs_targets_only(self) -> bool:

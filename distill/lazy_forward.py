@@ -27,9 +27,18 @@ def find_lazy(module: nn.Module) -> GLMModel | None:
     return glm if glm is not None and glm.output_predict else None
 
 
-def is_large(glm: GLMModel, ids: Tensor) -> bool:
-    """Whether the rank's logits of these ids [b, s] are more than a product should make whole."""
-    return ids.numel() * _width(glm) > FEW
+def is_large(glm: GLMModel, rows: int) -> bool:
+    """Whether the rank's logits of so many rows are more than a product should make whole.
+
+    Weights that are gathered from data-parallel ranks when they are used have to be used in the
+    same order on all of them, whatever their batches are: there every number is large.
+    """
+    return is_partitioned(glm) or rows * _width(glm) > FEW
+
+
+def is_partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 has cut the weights."""
+    return any(hasattr(weight, "ds_id") for weight in module.parameters())
 
 
 def forward_lazily(

@@ -134,16 +134,14 @@ class Logits:
         """Inside both models' output layers, where the tables are whole."""
         if teacher is None:
             return self.output(states, use=lambda x, w: row_losses(terms, Side(x, w), (), expected))
-        with torch.no_grad():
-            others = teacher._picked(places)
 
         def with_teacher(other: Tensor, table: Tensor) -> tuple[Tensor, ...]:
-            sides = [Side(other.detach(), table.detach())]
+            sides = [Side(other, table)]
             return self.output(
                 states, use=lambda x, w: row_losses(terms, Side(x, w), sides, expected)
             )
 
-        return teacher.output(others, use=with_teacher)
+        return teacher.output(teacher._picked(places), use=with_teacher)
 
     def _picked(self, places: Tensor | None) -> Tensor:
         """States of these rows, [n, h], in the precision of the product."""

@@ -22,7 +22,7 @@ from distill.combiner import chosen_combiner
 from distill.comparison import Comparison, StudentPass, row_losses
 from distill.context import Clock, LossContext, TrainState
 from distill.kinds import Counts, count_step, kind_terms
-from distill.lazy_forward import LOGITS, find_lazy, forward_lazily, is_large
+from distill.lazy_forward import LOGITS, find_lazy, forward_lazily, is_large, is_partitioned
 from distill.lazy_logits import Logits
 from distill.random_data import RandomData
 from distill.registry import METHODS
@@ -80,6 +80,7 @@ class DistillStep:
         lazy = self.comparison is None or self.comparison.takes_lazy_logits
         lazy = lazy and (task.hard_loss_by_rows() if task.vocab_parallel else True)
         self._glm = find_lazy(student.module) if lazy else None
+        self._cut = any(is_partitioned(teacher.module) for teacher in self.teachers)
         if state.method:
             self.method.load_method_state(state.method)
         if state.combiner:
@@ -110,7 +111,7 @@ class DistillStep:
         if self.comparison is None:
             hard_rows = self._hard_rows(batch, self._masks(batch), counts)
             kinds, batch = self._kinds(batch), batch.to(self.student.device)
-            lazy = self._lazy(batch, {})
+            lazy = self._lazy(batch, hard_rows, {})
             options = {} if lazy else self._output_rows(hard_rows)
             with self.student.autocast():
                 logits = self._forward(self.task.inputs(batch), options, lazy=lazy)
@@ -185,7 +186,7 @@ class DistillStep:
         hook = merge_hooks(method.get_student_hook(), points)
         models = [teacher.module for teacher in self.teachers]
         hook_op = method.get_student_hook_op(teacher_models=models)
-        lazy = self._lazy(batch, hook)
+        lazy = self._lazy(batch, hard_rows, hook)
         targets_only = self.comparison.needs_targets_only and not lazy
         options = self._output_rows(hard_rows) if targets_only else {}
         raw: list[Tensor] = []
@@ -228,10 +229,16 @@ class DistillStep:
         outputs = hook_model(hook or None, captured, model, *inputs, **edits, **options)
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
-    def _lazy(self, batch: Batch, hook: Hook) -> bool:
+    def _lazy(self, batch: Batch, hard_rows: Rows, hook: Hook) -> bool:
         """Whether logits of this batch are never to be whole: they need not, and are many."""
-        wanted = self.task.vocab_parallel or LOGITS in hook
-        return wanted and self._glm is not None and is_large(self._glm, batch.tokens)
+        captured = LOGITS in hook
+        if self._glm is None or not (self.task.vocab_parallel or captured):
+            return False
+        targets_only = self.comparison is None or self.comparison.needs_targets_only
+        number = batch.tokens.numel()
+        if targets_only and not captured and hard_rows.index is not None:
+            number = len(hard_rows.index)
+        return is_large(self._glm, number) or self._cut
 
     def _own(self, batch: Batch) -> Batch:
         """The batch with labels as the student's logits count words."""

@@ -4,7 +4,8 @@
 
 Rows are taken a chunk at a time: logits of the student and of its teachers, the value of every
 term, and, where the terms' weights are known beforehand, the gradient of their weighted sum with
-respect to x and W at once. So no chunk's logits outlive it. The backward pass then only scales.
+respect to x and W at once (a teacher's too, if it is trained). So no chunk's logits outlive it.
+The backward pass then only scales.
 Where it meets other weights than expected (losses per sample, a second backward pass), it
 computes the gradient from x and W again, in chunks too: right in any case, and slower.
 
@@ -14,6 +15,7 @@ The gradient of x is the rank's part: x goes through `copy_to_model_parallel_reg
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -38,14 +40,36 @@ class Total:
 
     def __init__(self, like: Tensor):
         self.sum = torch.empty_like(like)
-        self.empty = True  # until the first term has written all rows
+        self.empty = True  # until a term has written all rows
+        self._written = False  # some of them
+
+    def room(self, rows: slice) -> Tensor:
+        """Where to compute the gradient of some of the rows, to be added next."""
+        return self.sum[rows] if self.empty else torch.empty_like(self.sum[rows])
 
     def add(self, rows: slice, gradient: Tensor) -> None:
         """Of some of the chunk's rows."""
-        if self.empty:
-            self.sum[rows] = gradient
-        else:
+        self._written = True
+        if not self.empty:
             self.sum[rows] += gradient
+        elif gradient.data_ptr() != self.sum[rows].data_ptr():
+            self.sum[rows] = gradient
+
+    def end(self) -> None:
+        """A term has added all that it has: all rows or none."""
+        self.empty = self.empty and not self._written
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of the rows, as a term sees them."""
+
+    z: Tensor  # [r, v/p] fp32 the student's logits, not to be written into
+    teacher: Tensor | None  # likewise of the teacher that the term compares with
+    rows: slice  # where the chunk is among all rows
+    weight: Tensor | None  # [r] of the gradient; None: it is not wanted
+    total: Total | None  # gets weight * (d value / d z) / slope
+    of_teacher: Total | None  # likewise of a teacher that is trained
 
 
 class RowLoss(Protocol):
@@ -54,19 +78,8 @@ class RowLoss(Protocol):
     teacher: int | None  # which teacher it compares with, if any
     slope: float  # size of its gradient, which it leaves to its weights
 
-    def __call__(
-        self,
-        z: Tensor,
-        teacher: Tensor | None,
-        rows: slice,
-        weight: Tensor | None,
-        total: Total | None,
-    ) -> Tensor:
-        """Values [r] of a chunk, of which this rank gives its part: they are summed over ranks.
-
-        z, teacher [r, v/p] fp32, not to be written into; rows: where the chunk is among all.
-        With weight [r]: adds weight * (d value / d z) / slope to the total.
-        """
+    def __call__(self, chunk: Chunk) -> Tensor:
+        """Values [r], of which this rank gives its part: they are summed over ranks."""
         ...
 
     def at(self, places: Tensor) -> "RowLoss":
@@ -96,14 +109,13 @@ def row_losses(
 
     `expected`: for each term the weights [n] of its rows in the loss to come, up to a factor that
     all terms have in common; None: not known, or 0. They make the gradient cheap, never wrong.
-    No gradient goes into a teacher.
     """
-    frozen = [Side(t.hidden.detach(), t.weight.detach().to(t.hidden.dtype)) for t in teachers]
-    if not expected or not torch.is_grad_enabled():
+    tensors = [x for side in (student, *teachers) for x in (side.hidden, side.weight)]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if not expected or not learns:
         expected = [None] * len(terms)
     assert len(expected) == len(terms), (len(expected), len(terms))
-    job = _Job(tuple(terms), tuple(frozen))
-    return _RowLosses.apply(student.hidden, student.weight, job, *expected)
+    return _RowLosses.apply(_Job(tuple(terms)), len(tensors), *tensors, *expected)
 
 
 def chunks(number: int, width: int, size: int) -> Iterator[slice]:
@@ -117,79 +129,111 @@ def blocks(z: Tensor) -> Iterator[slice]:
     return chunks(*z.shape, len(z) * z.size(1) if z.is_cuda else BLOCK_ELEMENTS)
 
 
-@dataclass
 class _Gradients:
-    """Of hidden [n, h] and weight [v/p, h], in fp32; without a factor that is left out."""
+    """Of one side's hidden [n, h] and weight [v/p, h], in fp32; without a factor that is left out.
 
-    hidden: Tensor
-    weight: Tensor | None  # None: not wanted
-    factor: Tensor  # []
+    None: not wanted.
+    """
 
-    def add(self, student: Side, rows: slice, gradient: Tensor) -> None:
-        """A chunk's part, from the gradient of its logits [r, v/p]."""
-        chunk = student.hidden[rows]
-        gradient = gradient.to(chunk.dtype)
-        if gradient.dtype is torch.float32:
-            torch.mm(gradient, student.weight, out=self.hidden[rows])
-            if self.weight is not None:
-                self.weight.addmm_(gradient.t(), chunk)
+    def __init__(self, side: Side, wanted: Sequence[bool], factor: Tensor):
+        """`wanted`: of hidden, of weight."""
+        self.side, self.factor = side, factor
+        empty = partial(torch.empty_like, dtype=torch.float32)
+        self.hidden = empty(side.hidden) if wanted[0] else None
+        self.weight = empty(side.weight) if wanted[1] else None
+        self.wanted = any(wanted)
+        self._begun = False
+
+    def add(self, rows: slice, total: Total) -> None:
+        """A chunk's part, from the gradient of its logits [r, v/p]. Every chunk once."""
+        if total.empty:
+            total.sum.zero_()
+        chunk, table = self.side.hidden[rows], self.side.weight
+        gradient = total.sum.to(chunk.dtype)
+        half = gradient.dtype is not torch.float32
+        if self.hidden is not None and half:
+            self.hidden[rows] = gradient @ table
+        elif self.hidden is not None:
+            torch.mm(gradient, table, out=self.hidden[rows])
+        if self.weight is None:
             return
-        self.hidden[rows] = (gradient @ student.weight).float()
-        if self.weight is not None:
+        if half and self._begun:
             self.weight += gradient.t() @ chunk
+        elif half:
+            self.weight.copy_(gradient.t() @ chunk)
+        elif self._begun:
+            self.weight.addmm_(gradient.t(), chunk)
+        else:
+            torch.mm(gradient.t(), chunk, out=self.weight)
+        self._begun = True
 
     def times(self, scale: Tensor | float) -> Iterator[Tensor | None]:
         """The gradients, times a number. They are written into."""
         scale = self.factor * scale
-        yield self.hidden.mul_(scale)
-        yield None if self.weight is None else self.weight.mul_(scale)
+        for x in (self.hidden, self.weight if self._begun else _zeros(self.weight)):
+            yield None if x is None else x.mul_(scale)
+
+
+def _zeros(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.zero_()
 
 
 @dataclass(frozen=True)
 class _Job:
     terms: tuple[RowLoss, ...]
-    teachers: tuple[Side, ...]
 
     def run(
         self,
-        hidden: Tensor,
-        weight: Tensor,
+        tensors: Sequence[Tensor],
         weights: Sequence[Tensor | None],
-        of_weight: bool,
-    ) -> tuple[Tensor, _Gradients | None]:
-        """Values [k, n], and the gradient of their sum with these weights, if there are any."""
-        student = Side(hidden.detach(), weight.detach().to(hidden.dtype))
-        values = torch.zeros(len(self.terms), len(hidden), device=hidden.device)
+        wanted: Sequence[bool],
+    ) -> tuple[Tensor, list[_Gradients]]:
+        """Values [k, n], and the gradients of their sum with these weights, if there are any.
+
+        `tensors`: hidden and weight of every side, the student's first; `wanted`: their gradients.
+        """
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        sides = [Side(x.detach(), w.detach().to(x.dtype)) for x, w in pairs]
+        number, width = len(tensors[0]), len(tensors[1])
+        values = torch.zeros(len(self.terms), number, device=tensors[0].device)
         factor, weights = self._normalised(weights)
-        made = None
+        made: list[_Gradients] = []
         if factor is not None:
-            of_hidden = torch.zeros_like(student.hidden, dtype=torch.float32)
-            like = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
-            made = _Gradients(of_hidden, like, factor)
-        size = CHUNK_ELEMENTS * (ON_GPU if hidden.is_cuda else 1)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in chunks(len(hidden), len(weight), size):
-                self._chunk(student, rows, weights, values, made)
+            flags = zip(wanted[::2], wanted[1::2], strict=True)
+            made = [_Gradients(*each, factor) for each in zip(sides, flags, strict=True)]
+        size = CHUNK_ELEMENTS * (ON_GPU if tensors[0].is_cuda else 1)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            for rows in chunks(number, width, size):
+                self._chunk(sides, rows, weights, values, made)
         return reduce_from_model_parallel_region(values), made
 
     def _chunk(
         self,
-        student: Side,
+        sides: Sequence[Side],
         rows: slice,
         weights: Sequence[Tensor | None],
         values: Tensor,
-        made: _Gradients | None,
+        made: Sequence[_Gradients],
     ) -> None:
-        z = student.logits(rows)
-        others = [teacher.logits(rows) for teacher in self.teachers]
-        total = None if made is None else Total(z)
+        logits = [side.logits(rows) for side in sides]
+        totals: list[Total | None] = [None] * len(sides)
+        for i, each in enumerate(made):
+            if i == 0 or each.wanted:  # terms write the student's in any case
+                totals[i] = Total(logits[i])
         for term, w, value in zip(self.terms, weights, values, strict=True):
-            other = None if term.teacher is None else others[term.teacher]
-            value[rows] = term(z, other, rows, None if w is None else w[rows], total)
-            if w is not None:
-                total.empty = False
-        if made is not None:
-            made.add(student, rows, total.sum)
+            z, own = logits[0], None if w is None else totals[0]
+            t, its = None, None
+            if term.teacher is not None:
+                t = logits[1 + term.teacher]
+                its = None if w is None else totals[1 + term.teacher]
+            weight = None if w is None else w[rows]
+            value[rows] = term(Chunk(z, t, rows, weight, own, its))
+            for total in totals:
+                if total is not None:
+                    total.end()
+        for each, total in zip(made, totals, strict=bool(made)):
+            if total is not None:
+                each.add(rows, total)
 
     def _normalised(
         self, weights: Sequence[Tensor | None]
@@ -209,29 +253,27 @@ class _Job:
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, job: _Job, *expected: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """Values, and the gradient of what is expected."""
+    def forward(ctx: Any, job: _Job, number: int, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Values, and the gradient of what is expected. Inputs: so many tensors, expectations."""
         ctx.set_materialize_grads(False)
-        values, ctx.made = job.run(hidden, weight, expected, ctx.needs_input_grad[1])
-        ctx.save_for_backward(hidden, weight)
-        ctx.job, ctx.expected = job, expected
+        ctx.job, tensors, ctx.expected = job, inputs[:number], inputs[number:]
+        ctx.wanted = ctx.needs_input_grad[2 : 2 + number]
+        values, ctx.made = job.run(tensors, ctx.expected, ctx.wanted)
+        ctx.save_for_backward(*tensors)
         return values.unbind()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale what the forward has made, or make it with the weights that came."""
-        made, ctx.made = ctx.made, None  # is written into, so it is good for one time
-        scale = None if made is None else _common_factor(ctx.expected, grads)
-        nothing = [None] * (1 + len(grads))
+        made, ctx.made = ctx.made, []  # is written into, so it is good for one time
+        scale = _common_factor(ctx.expected, grads) if made else None
         if scale is None:
-            hidden, weight = ctx.saved_tensors
-            _, made = ctx.job.run(hidden, weight, grads, ctx.needs_input_grad[1])
+            _, made = ctx.job.run(ctx.saved_tensors, grads, ctx.wanted)
             scale = 1.0
         # Autograd itself casts to the precision of hidden and weight.
-        return *made.times(scale), *nothing
+        found = [x for each in made for x in each.times(scale)]
+        return None, None, *found, *[None] * len(grads)
 
 
 def _common_factor(
@@ -271,28 +313,28 @@ class HardRows:
         """With the labels of these rows."""
         return replace(self, labels=self.labels.index_select(0, places))
 
-    def __call__(
-        self,
-        z: Tensor,
-        teacher: Tensor | None,
-        rows: slice,
-        weight: Tensor | None,
-        total: Total | None,
-    ) -> Tensor:
+    def __call__(self, chunk: Chunk) -> Tensor:
         """As RowLoss says."""
-        width, rank = z.size(-1), get_model_parallel_rank()
+        z, width, rank = chunk.z, chunk.z.size(-1), get_model_parallel_rank()
         ranks = get_model_parallel_world_size()
-        local, elsewhere = local_ids(self.labels[rows], rank * width, width, width * ranks)
+        local, elsewhere = local_ids(self.labels[chunk.rows], rank * width, width, width * ranks)
         here = (~elsewhere).float()
-        normaliser = logsumexp_rows(z)
-        if weight is not None:
+        if chunk.weight is None:
+            normaliser = logsumexp_rows(z)
+        else:
+            normaliser = torch.empty(len(z), device=z.device)
+            known = logsumexp_rows(z) if ranks > 1 else None
             for block in blocks(z):
-                probs = (z[block] - normaliser[block, None]).exp_()
-                ones = here[block, None] * (self.smoothing - 1)
+                highest = z[block].amax(-1) if known is None else known[block]
+                probs = torch.sub(z[block], highest[:, None], out=chunk.total.room(block)).exp_()
+                sums = probs.sum(-1) if known is None else torch.ones_like(highest)
+                normaliser[block] = highest + sums.log()
+                w = chunk.weight[block]
+                probs *= (w / sums)[:, None]
                 if self.smoothing:
-                    probs -= self.smoothing / (width * ranks)
-                probs.scatter_add_(-1, local[block, None], ones).mul_(weight[block, None])
-                total.add(block, probs)
+                    probs -= (w * (self.smoothing / (width * ranks)))[:, None]
+                ones = (w * here[block] * (self.smoothing - 1))[:, None]
+                chunk.total.add(block, probs.scatter_add_(-1, local[block, None], ones))
         at_label = z.gather(-1, local[:, None]).squeeze(-1) * here * (1 - self.smoothing)
         if self.smoothing:
             at_label = at_label + z.sum(-1) * (self.smoothing / (width * ranks))

@@ -10,6 +10,7 @@ import distill.lazy_forward
 import distill.lazy_logits
 import mpu.row_losses
 from distill.capture import logits
+from distill.live import add_live_teachers
 from distill.losses import mse
 from distill.methods.glmd import GLMD
 from distill.methods.kd import KD
@@ -61,6 +62,9 @@ KINDS = {
     "checkpointed": ["--student_model=glmd", SOFT, HARD, "--checkpoint-activations"],
     "perturbed": ["--student_model=lrc_bert", SOFT, HARD, T, "--lrc_bert_gard_perturb",
                   "--forward_repeat_num=1", "--ignore_first_backward_gard"],
+    "live": ["--student_model=glmd", SOFT, HARD, T, "--mt_has_grad", "--mt_has_loss"],
+    "live_mse": ["--student_model=glmd", SOFT, "--distill_pt_soft_mse", "--logitsdistil_top_n=5",
+                 *SEVERAL, "--mt_has_grad"],
     "mt_bert": ["--student_model=glmd", SOFT, *SEVERAL, "--multi_teacher_model=mt_bert"],
     "uncertainty": ["--student_model=kd", SOFT, *SEVERAL, "--multi_teacher_model=uncertainty"],
     "uncertainty_all": ["--student_model=glmd", SOFT, *SEVERAL, "--multi_teacher_model=uncertainty",
@@ -133,6 +137,7 @@ def outcome(
         step, batch = toy_step(toy_run(*flags, program="finetune")), toy_cloze_batch(4)
     else:
         step, batch = toy_step(toy_run(*flags)), toy_lm_batch(4)
+    add_live_teachers(step.student.module, step.teachers)
     parts = [rows_of(batch, 0, 1), rows_of(batch, 1, 4, longer=2)]
     counts = step.count(parts)
     for number, part in enumerate(parts):

@@ -41,6 +41,7 @@ class Lazy:
     rows: str
     keep_batch: bool
     prepared: bool
+    trained: bool = False  # the teacher
 
     def __str__(self) -> str:
         return "-".join(str(value) for value in dataclasses.astuple(self))
@@ -49,6 +50,8 @@ class Lazy:
 def cases() -> list[Lazy]:
     made = [Lazy(kind, "few", keep, not keep) for kind in KINDS for keep in (False, True)]
     made += [Lazy(kind, "none", False, False) for kind in KINDS]
+    for kind in ("kl", "soft_cross_entropy", "mse", "top_n", "top_n_mse"):
+        made += [Lazy(kind, "few", keep, not keep, trained=True) for keep in (False, True)]
     every = itertools.product(("kl", "hard"), ("none", "most", "empty"), (False, True))
     return made + [Lazy(kind, rows, keep, True) for kind, rows, keep in every]
 
@@ -80,7 +83,8 @@ def actual(case: Lazy) -> list[Tensor]:
     size, rank = mpu.get_model_parallel_world_size(), mpu.get_model_parallel_rank()
     states = x["student"].requires_grad_()
     table = x["student_table"].chunk(size)[rank].clone().requires_grad_()
-    other = x["teacher_table"].chunk(size)[rank]
+    other = x["teacher_table"].chunk(size)[rank].clone().requires_grad_(case.trained)
+    x["teacher"].requires_grad_(case.trained)
     student = Logits(states, Table(table), WIDTH // size, torch.float32)
     teacher = Logits(x["teacher"], Table(other), WIDTH // size, torch.float32)
     hard = HardRows(x["labels"].flatten(), smoothing=HARD.get(case.kind, 0.0))
@@ -92,7 +96,8 @@ def actual(case: Lazy) -> list[Tensor]:
         loss = loss + RATE * soft_loss(case, student, teacher, rows)
     weights = torch.arange(1.0, 1.0 + BATCH) if case.keep_batch else torch.tensor(1.0)
     (loss * weights).sum().backward()
-    return [loss.detach(), states.grad, table.grad]
+    theirs = [x["teacher"].grad, other.grad] if case.trained else []
+    return [loss.detach(), states.grad, table.grad, *theirs]
 
 
 def planned(case: Lazy, rows: Rows | None) -> list[Planned]:
@@ -133,7 +138,8 @@ def expected(case: Lazy) -> list[Tensor]:
     x, rows = tensors(), make_rows(case.rows)
     x = {k: v.double() if v.is_floating_point() else v for k, v in x.items()}
     states, table = x["student"].requires_grad_(), x["student_table"].requires_grad_()
-    z, t = states @ table.T, x["teacher"] @ x["teacher_table"].T
+    others = [x[name].requires_grad_(case.trained) for name in ("teacher", "teacher_table")]
+    z, t = states @ table.T, others[0] @ others[1].T
     smoothing = HARD.get(case.kind, 0.0)
     labels = x["labels"].flatten()
     values = F.cross_entropy(z.flatten(0, 1), labels, reduction="none", label_smoothing=smoothing)
@@ -146,7 +152,8 @@ def expected(case: Lazy) -> list[Tensor]:
     loss = values.sum(1) * BATCH / total if case.keep_batch else values.sum() / total
     weights = torch.arange(1.0, 1.0 + BATCH) if case.keep_batch else torch.tensor(1.0)
     (loss * weights).sum().backward()
-    return [loss.detach(), states.grad, table.grad]
+    theirs = [other.grad for other in others] if case.trained else []
+    return [loss.detach(), states.grad, table.grad, *theirs]
 
 
 def dense_soft_rows(case: Lazy, z: Tensor, t: Tensor) -> Tensor:
@@ -208,11 +215,13 @@ def test_means_over_rows_are_those_of_dense_logits(results):
 
 def compare(case: Lazy, ranks: list[list[Tensor]]) -> None:
     """All ranks of one case against dense torch."""
-    loss, of_states, of_table = expected(case)
+    loss, *gradients = expected(case)
     for rank in ranks:
         torch.testing.assert_close(rank[0].double(), loss, rtol=1e-5, atol=1e-6, msg=str(case))
-        close(rank[1], of_states, case)
-    close(torch.cat([rank[2] for rank in ranks]), of_table, case)
+        for of_states, wanted in zip(rank[1::2], gradients[::2], strict=True):
+            close(of_states, wanted, case)
+    for number, wanted in enumerate(gradients[1::2]):
+        close(torch.cat([rank[2 + 2 * number] for rank in ranks]), wanted, case)
 
 
 def close(found: Tensor, wanted: Tensor, case: Lazy) -> None:
