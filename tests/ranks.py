@@ -184,7 +184,13 @@ class _Server:
         """Rank -> (True, pickled result) or (False, text)."""
         with self.lock:
             self.connection.send(job)
-            return self.connection.recv()
+            try:
+                return self.connection.recv()
+            except (
+                BaseException
+            ):  # interrupted: the next call must not receive what is for this one
+                self.close()
+                raise
 
     def close(self) -> None:
         """End the server; it kills ranks that still run."""

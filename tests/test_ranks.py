@@ -2,7 +2,9 @@
 
 import gc
 import os
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -92,6 +94,25 @@ def test_a_stuck_rank_is_stopped_and_its_stack_shown():
     assert time.monotonic() - start < 10
     assert "in _sleep" in error.value.tracebacks[1]
     assert run_ranks(2, _who) == [(0, 2), (1, 2)]  # the server lives on
+
+
+def test_an_interrupted_call_leaves_nothing_to_the_next():
+    class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt
+        pass
+
+    def interrupt(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGUSR2))
+    timer.start()
+    try:
+        with pytest.raises(Interrupted):
+            run_ranks(2, _sleep)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert run_ranks(2, _who) == [(0, 2), (1, 2)]
 
 
 def _uninitialised(rank, size):

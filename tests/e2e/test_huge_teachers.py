@@ -1,4 +1,4 @@
-"""A teacher in shards, cut over two data-parallel processes, through the launcher."""
+"""A teacher in shards, cut over two data-parallel processes."""
 
 import json
 
@@ -42,8 +42,8 @@ def command(world, name, teacher, *flags):
 
 def test_a_cut_teacher_teaches_the_same(world):
     whole, cut = world / "runs" / "t", world / "runs" / "t_MP2"
-    w.succeeded(w.deepspeed("pretrain", *command(world, "whole", whole)))
-    w.succeeded(w.deepspeed("pretrain", *command(world, "cut", cut, "--teacher_zero_stage=3")))
+    w.forked(2, "pretrain", *command(world, "whole", whole))
+    w.forked(2, "pretrain", *command(world, "cut", cut, "--teacher_zero_stage=3"))
     expected = losses(world, "whole")
     assert len(expected) == 4
     assert losses(world, "cut") == expected

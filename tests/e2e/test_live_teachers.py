@@ -19,8 +19,7 @@ def world(tmp_path_factory):
     """Two teachers that were fine-tuned together, without a student, by two processes."""
     folder = w.make_world(tmp_path_factory.mktemp("world"))
     flags = [*w.finetuning(folder), *TWO, "--teacher_random_para", *LIVE, "--epochs=3"]
-    done = w.torchrun("finetune", *flags, "--student_use_empty_glm", "--experiment-name=co")
-    w.succeeded(done)
+    w.forked(2, "finetune", *flags, "--student_use_empty_glm", "--experiment-name=co")
     return folder
 
 
@@ -48,14 +47,14 @@ def test_a_student_learns_from_them_and_trains_them_on(world):
     joint = f"--mt_load_from_s={world / 'runs/co'}"
     rate = ["--lr-decay-style=constant", "--warmup=0"]  # the same, however long a run is
     base = [*w.finetuning(world), "--student_model=kd", *SOFT, joint, *LIVE, *rate]
-    w.succeeded(w.python("finetune", *base, "--experiment-name=s", "--save-epoch=1", "--epochs=2"))
+    w.forked(1, "finetune", *base, "--experiment-name=s", "--save-epoch=1", "--epochs=2")
     before, after = weights(world, "co"), weights(world, "s")
     assert {k for k in after if k.startswith("student.")} == set(before)
     assert all(not torch.equal(after[k], before[k]) for k in before)
     half = [*base, "--experiment-name=h", "--save-epoch=1"]
-    w.succeeded(w.python("finetune", *half, "--epochs=1"))
+    w.forked(1, "finetune", *half, "--epochs=1")
     resumed = [*half, "--epochs=2", f"--load={world / 'runs/h'}"]
-    w.succeeded(w.python("finetune", *resumed))
+    w.forked(1, "finetune", *resumed)
     one, other = (weights(world, name, "10") for name in "sh")
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
@@ -63,6 +62,6 @@ def test_a_student_learns_from_them_and_trains_them_on(world):
 def test_frozen_ones_stay(world):
     joint = f"--mt_load_from_s={world / 'runs/co'}"
     flags = [*w.finetuning(world), "--student_model=kd", *SOFT, joint, "--teacher_offload=cpu"]
-    told = w.succeeded(w.python("finetune", *flags, "--experiment-name=f"))
+    told = w.forked(1, "finetune", *flags, "--experiment-name=f")
     assert "--teacher_offload=cpu: has no effect on a CPU" in told
     assert not any(key.startswith("student.") for key in weights(world, "f"))

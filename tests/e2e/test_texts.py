@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     rows = (json.dumps({"text": line}) + "\n" for line in lines)
     (folder / "lambada.jsonl").write_text("".join(rows))
     flags = ["--epochs=2", "--experiment-name=teacher", "--label-smoothing=0.1"]
-    told = w.succeeded(w.python("finetune", *texts_flags(folder, layers=2), *flags))
+    told = w.forked(1, "finetune", *texts_flags(folder, layers=2), *flags)
     assert "rouge-1" in told
     return folder
 
@@ -73,14 +73,14 @@ SCORES = {"rouge-1", "rouge-2", "rouge-l", "bleu"}
 def test_alone_distilled_and_the_same_scores_on_any_number_of_processes(world):
     assert set(summary(world, "teacher")["test"]) == SCORES
     kd = distilled(world, "kd", "kd")
-    w.succeeded(w.python("finetune", *kd))
+    w.forked(1, "finetune", *kd)
     found = summary(world, "kd")
     assert set(found["val"]) == set(found["test"]) == SCORES
     assert [row["id"] for row in predictions(world, "kd")] == list(range(9))
     best = world / "runs" / "kd"
     again = [*texts_flags(world), f"--load-pretrained={best}", "--epochs=0"]
     # The validation set has 9 examples: two processes need fillers.
-    w.succeeded(w.torchrun("finetune", *again, "--experiment-name=two"))
+    w.forked(2, "finetune", *again, "--experiment-name=two")
     assert predictions(world, "two") == predictions(world, "kd")
     assert summary(world, "two")["val"] == found["val"]
 
@@ -89,7 +89,7 @@ def test_captures_and_two_ranks_of_one_model(world):
     flags = distilled(world, "tinybert", "tinybert")
     flags = [f for f in flags if not f.startswith("--teacher_load")]
     random_teacher = ["--teacher_random_para", "--model-parallel-size=2"]
-    w.succeeded(w.torchrun("finetune", *flags, *random_teacher))
+    w.forked(2, "finetune", *flags, *random_teacher)
     found = summary(world, "tinybert")
     assert found["iterations"] == 10
     assert set(found["val"]) == SCORES
@@ -100,7 +100,7 @@ def test_captures_and_two_ranks_of_one_model(world):
 def test_zero_3_decodes_in_step(world):
     flags = [*distilled(world, "zero", "kd"), "--deepspeed", "--args_to_ds_config"]
     flags += [f"--deepspeed_config={world / 'deepspeed.json'}", "--zero_stage=3"]
-    w.succeeded(w.deepspeed("finetune", *flags, port=13791))
+    w.forked(2, "finetune", *flags)
     assert len(predictions(world, "zero")) == 9
     assert set(summary(world, "zero")["test"]) == SCORES
 
@@ -112,12 +112,12 @@ def test_language_modelling_and_generation_of_a_checkpoint(world):
     lm += ["--eval-seq-length=24", "--seq-length=24"]
     texts = [*lm, "--task=language_model", f"--valid-data={world / 'texts.txt'}"]
     texts += ["--overlapping-eval=8", "--experiment-name=lm"]
-    w.succeeded(w.python("finetune", *texts))
+    w.forked(1, "finetune", *texts)
     found = summary(world, "lm")["val"]
     assert set(found) == {"ppl", "adjusted-ppl", "loss"}
     assert found["loss"] > 0
     words = [*lm, "--task=lambada", f"--valid-data={world / 'lambada.jsonl'}"]
-    w.succeeded(w.torchrun("finetune", *words, "--experiment-name=lambada"))
+    w.forked(2, "finetune", *words, "--experiment-name=lambada")
     assert set(summary(world, "lambada")["val"]) == {"accuracy", "ppl"}
     (world / "prompts.txt").write_text("the man [MASK]\nthe [MASK] fell [MASK] home\n")
     command = (w.sys.executable, "-m", "scripts.generate", checkpoint, "--out-seq-length=5")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from distill.engine import files
-from tests.e2e.world import finetuning, make_world, pretraining, succeeded, teacher, torchrun
+from tests.e2e.world import finetuning, forked, make_world, pretraining, teacher, torchrun
 
 pytestmark = pytest.mark.e2e
 
@@ -28,18 +28,15 @@ def test_pretraining_resumes_and_a_student_is_evaluated(tmp_path):
     world = make_world(tmp_path)
     runs, flags = world / "runs", engine(world)
     first = [*pretraining(world, 2), "--experiment-name=t", "--train-iters=4", *flags]
-    succeeded(torchrun("pretrain", *first))
+    forked(2, "pretrain", *first)
     weights = files.read_tensors(runs / "t" / "4" / "mp_rank_00_model_states.pt")["module"]
     assert weights["word_embeddings.weight"].shape[1] == 16  # whole, as on every other stage
-    told = succeeded(
-        torchrun(
-            "pretrain", *pretraining(world, 2), "--train-iters=6", f"--load={runs / 't'}", *flags
-        )
-    )
+    again = [*pretraining(world, 2), "--train-iters=6", f"--load={runs / 't'}", *flags]
+    told = forked(2, "pretrain", *again)
     assert "goes on at iteration 4" in told
     student = [*finetuning(world), *teacher(runs / "t"), "--experiment-name=s", *flags]
     student += ["--student_model=tinybert", "--distill_ft_soft", "--student_truncate_tn=0"]
-    succeeded(torchrun("finetune", *student))
+    forked(2, "finetune", *student)
     summary = json.loads((runs / "s" / "summary.json").read_text())
     assert summary["engine"] == "deepspeed stage 3"
     saved = files.read_tensors(runs / "s" / "best" / "mp_rank_00_model_states.pt")["module"]
@@ -49,7 +46,7 @@ def test_pretraining_resumes_and_a_student_is_evaluated(tmp_path):
 def test_another_stage_cannot_go_on_and_nothing_is_written(tmp_path):
     world = make_world(tmp_path)
     first = [*pretraining(world), "--experiment-name=t", "--train-iters=2"]
-    succeeded(torchrun("pretrain", *first, *engine(world)))
+    forked(2, "pretrain", *first, *engine(world))
     config = (world / "runs" / "t" / "config.json").read_bytes()
     again = [*pretraining(world), f"--load={world / 'runs' / 't'}", "--train-iters=3"]
     done = torchrun("pretrain", *again, *engine(world, stage=2))

@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = (  # noqa: SIM905 - readable
@@ -163,6 +166,28 @@ def torchrun(program: str, *flags: str) -> subprocess.CompletedProcess:
     """Two processes under torch's launcher."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     return start(*launcher, f"distill/{program}.py", *flags)
+
+
+def forked(processes: int, program: str, *flags: str) -> str:
+    """`python distill/PROGRAM.py FLAGS` on some processes, without a launcher; what they told.
+
+    For tests of what programs do. How they are started is tested by `python`, `deepspeed` and
+    `torchrun`, and mistakes, too: a launcher ends the others.
+
+    Raises: RankError with all that the processes told, if one fails.
+    """
+    from tests.e2e.forked import run
+
+    preload = "deepspeed" if "--deepspeed" in flags else "torch"
+    options = {"preload": preload, "timeout": 300, "process_group": False}
+    return "".join(run_ranks(processes, run, program, flags, free_port(), **options))
+
+
+def free_port() -> int:
+    """One that the system has just given and taken back."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def succeeded(done: subprocess.CompletedProcess) -> str:

@@ -5,6 +5,8 @@ evaluates, writes the official files, and resumes.
 """
 
 import dataclasses
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,13 @@ def cases_of(losses: list[str], stages: list[int | None]) -> list[tuple[str, int
     return [(name, stage, {}) for name in losses for stage in stages]
 
 
+@functools.cache
+def alone(name: str, stop: int) -> dict[str, Any]:
+    """The reference of every layout and stage: one process, plain PyTorch."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_ranks(1, on_ranks, 1, [(0, (name, None, {}))], stop, folder)[0][0]
+
+
 def check(layout: tuple[int, int], cases: list, stop: int, folder: Path) -> None:
     p, dp = layout
     numbered = list(enumerate(cases))
@@ -159,9 +168,7 @@ def check(layout: tuple[int, int], cases: list, stop: int, folder: Path) -> None
         p * dp, on_ranks, p, numbered, stop, str(folder), preload="deepspeed", timeout=600
     )
     for number, (name, *_) in numbered:
-        expected = run_ranks(1, on_ranks, 1, [(0, (name, None, {}))], stop, str(folder / name))[0][
-            0
-        ]
+        expected = alone(name, stop)
         about = f"{layout} {cases[number]}"
         for rank, found in enumerate(each[number] for each in ranks):
             rows = slice(8 // dp * (rank // p), 8 // dp * (rank // p + 1))
