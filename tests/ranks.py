@@ -199,6 +199,7 @@ class _Server:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
 
 
 _servers: dict[tuple[int, str], _Server] = {}
