@@ -22,7 +22,7 @@ def world(tmp_path_factory):
     """The small world with a teacher of two layers in runs/teacher."""
     folder = w.make_world(tmp_path_factory.mktemp("world"))
     flags = ["--train-iters=6", "--experiment-name=teacher", "--eval-interval=3"]
-    told = w.forked(1, "pretrain", *w.pretraining(folder, layers=2), *flags)
+    told = w.succeeded(w.python("pretrain", *w.pretraining(folder, layers=2), *flags))
     assert "iteration 6/6" in told
     assert "done: 6 iterations" in told
     return folder
@@ -164,7 +164,7 @@ def test_glmd_finetuning_in_two_stages(world, student):
 
 def test_kd_finetuning(world, student):
     flags = [*prefix_finetune(world, "kd", student), *KD, *w.teacher(world / "runs" / "teacher")]
-    w.forked(2, "finetune", *flags)
+    w.succeeded(w.deepspeed("finetune", *flags, port=13764))
     assert summary(world, "kd")["iterations"] == 5  # 40 mirrored examples, 8 a step
 
 
@@ -208,9 +208,10 @@ def test_a_new_process_resumes_bit_for_bit(world, zero):
             f"--zero_stage={zero}",
         ]
     whole, half = f"whole-{zero}", f"half-{zero}"
-    w.forked(1, "pretrain", *flags, "--train-iters=10", f"--experiment-name={whole}")
-    w.forked(1, "pretrain", *flags, "--train-iters=5", f"--experiment-name={half}")
-    w.forked(1, "pretrain", *flags, "--train-iters=10", f"--load={world / 'runs' / half}")
+    w.succeeded(w.python("pretrain", *flags, "--train-iters=10", f"--experiment-name={whole}"))
+    w.succeeded(w.python("pretrain", *flags, "--train-iters=5", f"--experiment-name={half}"))
+    load = f"--load={world / 'runs' / half}"
+    w.succeeded(w.python("pretrain", *flags, "--train-iters=10", load))
     assert losses(world, half) == losses(world, whole)
     assert losses(world, whole, "loss_multi-task") == losses(world, half, "loss_multi-task") != {}
     assert any(it > 5 for it in losses(world, half, "loss_multi-task"))
@@ -225,7 +226,7 @@ def test_finetuning_resumes_bit_for_bit(world):
     """The second epoch after a new start is the second epoch."""
     flags = [*w.finetuning(world), "--epochs=2", f"--load-pretrained={world / 'runs' / 'teacher'}"]
     flags = [f for f in flags if not f.startswith("--num-layers")]  # the checkpoint knows them
-    w.forked(1, "finetune", *flags, "--experiment-name=ft")
+    w.succeeded(w.python("finetune", *flags, "--experiment-name=ft"))
     again = [*flags, "--experiment-name=ft-again", f"--load={world / 'runs' / 'ft' / '10'}"]
     w.succeeded(w.python("finetune", *again))
     expected, actual = losses(world, "ft"), losses(world, "ft-again")

@@ -155,7 +155,7 @@ def test_without_validation_the_last_weights_are_the_result(world):
 def test_two_processes_score_all_that_one_scores(world):
     start = [f"--load-pretrained={world / 'runs' / 'base'}", "--num-layers=2", "--epochs=0"]
     program.main(flags_of(world, "wsc", "wsc-one", *start))
-    w.forked(2, "finetune", *flags_of(world, "wsc", "wsc-two", *start))
+    w.succeeded(w.torchrun("finetune", *flags_of(world, "wsc", "wsc-two", *start)))
     one, two = (world / "runs" / f"wsc-{number}" for number in ("one", "two"))
     for file in ("submission/val/WSC.jsonl", "results.json"):
         assert (one / file).read_text() == (two / file).read_text()

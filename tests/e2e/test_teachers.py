@@ -104,7 +104,7 @@ def test_pretraining_on_two_data_parallel_ranks(world):
     words = [f for f in w.pretraining(world, layers=2) if "--log-interval" not in f]
     words += [*teachers(world), *SOFT, "--distill_pt_hard", "--avgmt_teacher_survival_p=0.7"]
     words += ["--train-iters=6", "--log-interval=1", "--save-interval=3", "--experiment-name=two"]
-    w.forked(2, "pretrain", *words, "--batch-size=2")
+    w.succeeded(w.torchrun("pretrain", *words, "--batch-size=2"))
     pretrain.main([*words, "--experiment-name=one", "--batch-size=4"])
     both = [rows(world, name) for name in ("two", "one")]
     assert len(both[0]) == len(both[1]) == 6
