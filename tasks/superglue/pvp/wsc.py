@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import string
 from collections.abc import Iterator, Sequence
 
 from tasks.registry import register_task
@@ -20,6 +21,7 @@ class WSC(PVP):
     """Winograd schemas. Lines: {"text", "target": {"span1_text", "span1_index", "span2_text",
 
     "span2_index"}, "label", "candidates": [{"text"}]}. Span 2 is the pronoun, indices count words.
+    Or {"text", "pronoun", "candidate", "label"}, with a pronoun that the text has once.
 
     --loss-func=mix or generative, with `candidates` (--wsc-negative in the official recipe): the
     span is chosen among them. Any other loss: the span is written (`GenerativeTask`). Both learn
@@ -46,7 +48,8 @@ class WSC(PVP):
     def examples(self, record: Record, split: str) -> list[Example]:
         """One: `texts` are the text with its pronoun in stars, the pronoun and the span."""
         (example,) = super().examples(record, split)
-        target = record.part("target")
+        loose = "target" not in record.values and "candidate" in record.values
+        target = _loose_target(record) if loose else record.part("target")
         pronoun, span = target.text("span2_text"), target.text("span1_text")
         words = _starred(example.texts[0].split(), pronoun, target)
         given = record.parts("candidates", required=False)
@@ -110,6 +113,18 @@ class WSC(PVP):
         for group, choice in zip(dataset.groups, chosen, strict=True):
             found[group] = found.get(group, 1) & (int(choice == 0) if comparing else choice)
         return found
+
+
+def _loose_target(record: Record) -> Record:
+    """The spans of a line that says no indices. ValueError for a pronoun that is not there once."""
+    name, pronoun = "pronoun", record.text("pronoun")
+    words = [word.strip(string.punctuation) for word in record.text("text").split()]
+    places = [i for i, word in enumerate(words) if word.lower() == pronoun.lower()]
+    if len(places) != 1:
+        problem = f"is {pronoun!r}, which the text has {len(places)} times"
+        raise record.error(name, f"{problem}; give 'target' with its span2_index")
+    spans = {"span2_text": words[places[0]], "span2_index": places[0]}
+    return Record(record.path, record.line, spans | {"span1_text": record.text("candidate")})
 
 
 def _starred(words: list[str], pronoun: str, target: Record) -> list[str]:
