@@ -28,6 +28,7 @@ from tasks import task_name
 from tasks.registry import TASKS
 from tasks.seq2seq.task import Seq2SeqTask
 
+NEVER = 1_000_000  # epochs; a run is evaluated and saved at its end
 KD = ("--student_model=kd", "--distill_ft_soft", "--distill_ft_hard")
 RUNS = ("teacher", "student", "distilled")
 PAIRS = "customization"
@@ -115,7 +116,7 @@ class Runner:
         flags = [
             f"--task={folder.task}", f"--data-dir={folder.path}", f"--save={save}",
             f"--experiment-name={name}", "--overwrite", "--no-save-optim", "--finetune",
-            "--custom_no_summary_writer", *self.more,
+            "--custom_no_summary_writer", f"--eval-epoch={NEVER}", f"--save-epoch={NEVER}", *self.more,
         ]  # fmt: skip
         if folder.trains:
             flags += [f"--train-iters={self.options.steps}", f"--load-pretrained={start}"]
