@@ -116,7 +116,8 @@ class Runner:
         flags = [
             f"--task={folder.task}", f"--data-dir={folder.path}", f"--save={save}",
             f"--experiment-name={name}", "--overwrite", "--no-save-optim", "--finetune",
-            "--custom_no_summary_writer", f"--eval-epoch={NEVER}", f"--save-epoch={NEVER}", *self.more,
+            "--custom_no_summary_writer", f"--eval-epoch={NEVER}", f"--save-epoch={NEVER}",
+            *self.more,
         ]  # fmt: skip
         if folder.trains:
             flags += [f"--train-iters={self.options.steps}", f"--load-pretrained={start}"]

@@ -123,22 +123,60 @@ def test_a_frozen_student_with_prompts_learns_from_a_teacher_with_prompts(world)
     is_whole("cb", *tune(world, "cb", "cb-prompts-distilled", *flags))
 
 
+TEXTS = ["--src-seq-length=24", "--tgt-seq-length=4"]
+
+
+def write_texts(world):
+    """Pairs of texts in `pairs`, and LAMBADA's lines."""
+    (world / "pairs").mkdir()
+    for split in ("val", "test"):
+        (world / "pairs" / f"{split}.source").write_text("the man ran home\na dog fell\n")
+        (world / "pairs" / f"{split}.target").write_text("man ran\ndog fell\n")
+    lines = [json.dumps({"text": text}) + "\n" for text in ("the man ran home", "a dog saw rain")]
+    (world / "lambada.jsonl").write_text("".join(lines))
+
+
 def test_zero_shot_with_and_without_a_teacher(world):
-    start = f"--load-pretrained={world / 'runs' / 'base'}"
-    for name, more in (("alone", []), ("taught", [*KD, *w.teacher(world / "runs" / "base")])):
-        flags = flags_of(world, "rte", f"rte-zero-{name}", start, "--num-layers=2", *more)
-        program.main([f for f in flags if not f.startswith("--epochs")] + ["--epochs=0"])
-        results = json.loads(
-            (world / "runs" / f"rte-zero-{name}" / "test_results.json").read_text()
-        )
-        assert set(results) >= {"val", "test"}
+    """Scores, predictions and the number of steps, of each family of tasks."""
+    write_texts(world)
+    start = [f"--load-pretrained={world / 'runs' / 'base'}", "--num-layers=2", "--epochs=0"]
+    for task, splits, scores, flags in (
+        ("rte", ["val", "test"], ["accuracy"], []),
+        ("xsum", ["val", "test"], ["bleu", "rouge-1", "rouge-2", "rouge-l"],
+         [f"--data-dir={world / 'pairs'}", *TEXTS]),
+        ("lambada", ["val"], ["accuracy", "ppl"], [f"--valid-data={world / 'lambada.jsonl'}"]),
+    ):  # fmt: skip
+        results, written = [], []
+        for name, more in (("alone", []), ("taught", [*KD, *w.teacher(world / "runs" / "base")])):
+            given = flags_of(world, task, f"{task}-zero-{name}", *more)
+            given = [f for f in given if not f.startswith("--epochs")]
+            if task == "lambada":
+                given = [f for f in given if not f.startswith("--data-dir")]
+            program.main([*given, *start, *flags])
+            folder = world / "runs" / f"{task}-zero-{name}"
+            results.append(json.loads((folder / "test_results.json").read_text()))
+            written.append([(folder / f"predictions-{x}.jsonl").read_text() for x in splits])
+            assert [sorted(results[-1][split]) for split in splits] == [scores] * len(splits)
+            told = json.loads((folder / "summary.json").read_text())
+            assert (told["iterations"], told["samples"]) == (0, 0)
+            assert not (folder / "best").exists()
+        assert [results[0][x] for x in splits] == [results[1][x] for x in splits]
+        assert written[0] == written[1]
+
+
+def test_a_test_split_alone_is_scored(world):
+    start = [f"--load-pretrained={world / 'runs' / 'base'}", "--num-layers=2", "--epochs=0"]
     (world / "rte-test").mkdir()
     (world / "rte-test" / "test.jsonl").write_text((world / "rte" / "test.jsonl").read_text())
-    flags = flags_of(world, "rte", "rte-test-only", start, "--num-layers=2", "--no-validation")
-    program.main([*flags, f"--data-dir={world / 'rte-test'}", "--epochs=0"])
-    alone = json.loads((world / "runs" / "rte-test-only" / "test_results.json").read_text())
-    assert "val" not in alone
-    assert alone["test"] == results["test"]
+    found = {}
+    for name, more in (("both", []), ("only", ["--no-validation"])):
+        flags = [f for f in flags_of(world, "rte", f"rte-{name}") if not f.startswith("--epochs")]
+        data = world / ("rte-test" if more else "rte")
+        program.main([*flags, *start, *more, f"--data-dir={data}"])
+        folder = world / "runs" / f"rte-{name}"
+        found[name] = json.loads((folder / "test_results.json").read_text())
+    assert "val" not in found["only"]
+    assert found["only"]["test"] == found["both"]["test"]
 
 
 def test_without_validation_the_last_weights_are_the_result(world):
