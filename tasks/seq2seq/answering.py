@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from data_utils.bad_lines import BadLines
 from data_utils.corpora import clean_text
@@ -18,6 +19,7 @@ class Passages(Seq2SeqTask):
     """Files in SQuAD's format."""
 
     version = ""  # between the split's name and .json
+    needs_answers: ClassVar[tuple[str, ...]] = ("train",)  # splits whose questions have one
 
     def read(self, folder: Path, split: str, bad: BadLines) -> list[Example] | None:
         """`<split><version>.json`; a test split may be missing."""
@@ -29,16 +31,14 @@ class Passages(Seq2SeqTask):
             return None
         if path is None:
             raise missing(folder, self.name, split, ending)
-        examples = read_squad(path, bad)
-        for x in examples:
-            if split == "train" and not x.target:
-                raise ValueError(f"{x.where}: no answer, which the task {self.name} trains on")
-        return examples
+        return read_squad(path, bad, needs_answer=split in self.needs_answers)
 
 
 @register_task("squad_generation")
 class QuestionGeneration(Passages):
     """`[ENC] <passage> Question: [mask] Answer: <answer>` -> question. One example an answer."""
+
+    needs_answers = ("train", "val", "test")
 
     def read(self, folder: Path, split: str, bad: BadLines) -> list[Example] | None:
         """Every distinct answer of every question."""

@@ -13,6 +13,7 @@ from tasks.seq2seq.files import (
     Example,
     check_folder,
     missing,
+    raw_lines,
     read_lines,
     read_pairs,
     split_file,
@@ -60,15 +61,14 @@ class Blank(Filling):
         if path is None:
             raise missing(folder, self.name, split, ".txt")
         given = self._given(folder) if split == "test" else None
-        lines = read_lines(path)
+        lines = raw_lines(path)
         if given is not None and len(given[1]) != len(lines):
             raise ValueError(f"{given[0]} has {len(given[1])} lines, {path} {len(lines)}")
         examples = []
-        for number, line in enumerate(lines):
-            where = f"{path}, line {number + 1}"
+        for number, raw in enumerate(lines):
+            where = raw.where
             try:
-                if not line.strip():
-                    raise ValueError(f"{where}: is empty; one text a line is needed")
+                line = raw.filled()
                 if set(self.ids.one(line)) & set(self.ids.masks):
                     raise ValueError(f"{where}: holds a mask token itself; take it out")
                 if given is None:

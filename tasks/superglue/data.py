@@ -92,6 +92,13 @@ class Record:
             raise self.error(name, f"is {value!r:.40}; must be a list")
         return [self._part(f"{name}[{k}]", x) for k, x in enumerate(value)]
 
+    def some_parts(self, name: str) -> list[Self]:
+        """A field that is a list of objects, of one at least."""
+        found = self.parts(name)
+        if not found:
+            raise self.error(name, "is empty; must have an entry")
+        return found
+
     def _part(self, place: str, value: Any) -> Self:
         if not isinstance(value, dict):
             raise self.error(place, f"is {value!r:.40}; must be an object {{...}}")
@@ -188,9 +195,43 @@ def _read_tsv(path: Path, columns: Sequence[str] | None, bad: BadLines) -> Itera
 
 def _read_csv(path: Path, columns: Sequence[str] | None, bad: BadLines) -> Iterator[Record]:
     """Quoted; a quoted cell may hold line breaks."""
-    cells = csv.reader(line + "\n" for _, line in _lines(path, bad))
-    rows = ((cells.line_num, row) for row in cells if row)
-    return _table(path, rows, columns, bad)
+    return _table(path, _csv_rows(path, bad), columns, bad)
+
+
+def _csv_rows(path: Path, bad: BadLines) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, cells) of every row."""
+    held: list[tuple[int, str]] = []  # the lines of the row that is being read
+
+    def lines() -> Iterator[str]:
+        for number, line in _lines(path, bad):
+            held.append((number, line + "\n"))
+            yield held[-1][1]
+
+    rows = csv.reader(lines())
+    while True:
+        held.clear()
+        try:
+            row = next(rows, None)
+            if row is None:
+                return
+            if row:
+                _check_quotes([line for _, line in held])
+        except csv.Error as error:
+            where = f"{path}, line {held[0][0]}"
+            bad(ValueError(f"{where}: {error}; is there a quote without its end?"))
+            continue
+        if row:
+            yield held[0][0], row
+
+
+def _check_quotes(lines: Sequence[str]) -> None:
+    """csv.Error if the file ends inside quotes: its last row would be all that is left of it."""
+    if sum(line.count('"') for line in lines) % 2:
+        try:
+            list(csv.reader(lines, strict=True))
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise
 
 
 def _table(

@@ -48,7 +48,7 @@ def write_tasks(data: Path) -> None:
     (data / "WSC273").mkdir()
     line = {"text": "Ann saw Eve as she left.", "pronoun": "she", "candidate": "Ann", "label": True}
     (data / "WSC273" / "test.jsonl").write_text(json.dumps(line) + "\n")
-    for name in ("E2E", "WebNLG", "XSum"):
+    for name in ("WebNLG", "XSum"):
         write_pairs(data / name)
 
 
@@ -59,9 +59,9 @@ def test_folders_are_found_by_their_names(tmp_path):
     found = find_folders(tmp_path)
     tasks = {x.path.name: x.task for x in found}
     named = {name: name.lower() for name in (*ARCHIVE, "SST-2", "XSum")}
-    assert tasks == named | dict.fromkeys(("E2E", "WebNLG"), "customization") | {"WSC273": "wsc"}
+    assert tasks == named | {"WebNLG": "customization", "WSC273": "wsc"}
     assert [x.path.name for x in found if not x.trains] == [found[-1].path.name] == ["WSC273"]
-    assert {x.path.name for x in found if x.writes} == {"E2E", "WebNLG", "XSum"}
+    assert {x.path.name for x in found if x.writes} == {"WebNLG", "XSum"}
     with pytest.raises(ConfigError, match="no folder in it is called like a task"):
         find_folders(tmp_path / "notes")
 
@@ -99,15 +99,16 @@ def test_all_tasks_run_alone_and_distilled(tmp_path, monkeypatch, capsys):
     if not given:
         write_tasks(data)
     for name, layers in (("base", 2), ("small", 1)):
-        flags = [f for f in w.pretraining(world, layers) if "tokenizer-path" not in f]
-        pretrain.main([*flags, "--train-iters=1", f"--experiment-name={name}"])
+        flags = [*w.pretraining(world, layers), "--train-iters=1", f"--experiment-name={name}"]
+        pretrain.main(flags)
     words = [f"--data={data}", f"--save={tmp_path / 'runs'}", "--seq-length=48", "--most=20"]
     words += [f"--{k}={world / 'runs' / v}" for k, v in (("teacher", "base"), ("student", "small"))]
-    more = ["--batch-size=2", "--lr=0.002", "--log-interval=1", "--skip-bad-lines"]
+    # The vocabulary has few words: verbalizers are spelled.
+    more = ["--batch-size=2", "--lr=0.002", "--log-interval=1", "--skip-bad-lines", "--multi-token"]
     assert main([*words, "--steps=100", "--", *more]) == 0
     rows = json.loads((tmp_path / "runs" / "tasks.json").read_text())["runs"]
     assert {(x["folder"], x["run"]) for x in rows} >= {
-        (name, run) for name in (*ARCHIVE, "SST-2", "E2E", "WebNLG", "XSum") for run in RUNS
+        (name, run) for name in (*ARCHIVE, "SST-2", "WebNLG", "XSum") for run in RUNS
     }
     for row in rows:
         check_row(row, tmp_path / "runs" / f"{row['folder']}-{row['run']}", learns=not given)

@@ -30,9 +30,9 @@ class MultiRC(PVP):
         passage, number = record.part("passage"), record.idx()
         text = passage.text("text")
         found = []
-        for asked in passage.parts("questions"):
+        for asked in passage.some_parts("questions"):
             question, group = asked.text("question"), (number, asked.number("idx"))
-            for answer in asked.parts("answers"):
+            for answer in asked.some_parts("answers"):
                 place = answer.number("idx")
                 found.append(
                     Example(

@@ -38,20 +38,27 @@ class RACE(PVP):
         """One a question."""
         article, name = _tidy(record.text("article", clean=False)), record.text("id")
         lists = [_list(record, field) for field in ("questions", "options")]
-        answers = record.values.get("answers")
+        answers = _list(record, "answers") if record.values.get("answers") else None
+        for name_of, values in (("options", lists[1]), ("answers", answers)):
+            if values is not None and len(values) != len(lists[0]):
+                problem = f"has {len(values)} entries, 'questions' has {len(lists[0])}"
+                raise record.error(name_of, f"{problem}; must be one for each")
         found = []
         for k, (question, options) in enumerate(zip(*lists, strict=True)):
-            given = {"question": question, "label": answers[k] if answers else None}
-            row = Record(record.path, record.line, given, f"questions[{k}].")
-            texts = [Record(record.path, record.line, {"option": x}) for x in options]
+            if not isinstance(options, list) or not 1 <= len(options) <= len(LETTERS):
+                raise record.error(f"options[{k}]", f"is {options!r:.40}; must list 1 to 4 texts")
+            asked, given = f"questions[{k}]", f"answers[{k}]"
+            names = [f"options[{k}][{j}]" for j in range(len(options))]
+            values = {asked: question, given: answers[k] if answers else None}
+            row = Record(record.path, record.line, values | dict(zip(names, options, strict=True)))
             found.append(
                 Example(
                     guid=f"{prefix(split)}-p{name}-q{k}",
                     where=record.where,
-                    texts=(article, _tidy(row.text("question", clean=False))),
-                    label=row.label(LETTERS[: len(options)], split != "test"),
+                    texts=(article, _tidy(row.text(asked, clean=False))),
+                    label=row.label(LETTERS[: len(options)], split != "test", (given,)),
                     idx=f"{name}-{k}",
-                    choices=tuple(_tidy(x.text("option", clean=False)) for x in texts),
+                    choices=tuple(_tidy(row.text(x, clean=False)) for x in names),
                 )
             )
         return found

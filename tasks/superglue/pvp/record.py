@@ -1,7 +1,7 @@
 """ReCoRD: which entity of a passage stands at the placeholder of a query?"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tasks.registry import register_task
 from tasks.superglue import metrics
@@ -37,7 +37,7 @@ class ReCoRD(PVP):
         entities = sorted({_entity(text, x) for x in passage.parts("entities")})
         text = text.replace("@highlight\n", "- ")
         found = []
-        for asked in record.parts("qas"):
+        for asked in record.some_parts("qas"):
             query, k = asked.text("query"), asked.number("idx")
             if query.count(PLACEHOLDER) != 1:
                 raise asked.error("query", f"must hold {PLACEHOLDER} once")
@@ -56,6 +56,9 @@ class ReCoRD(PVP):
                 continue
             if not entities:
                 raise passage.error("entities", "is empty; must have a candidate")
+            if answers and not _normal(answers) & _normal(entities):
+                problem = f"has only {', '.join(map(repr, answers))}"
+                raise asked.error("answers", f"{problem}; must have one of the entities")
             label = 1 if answers else UNLABELLED  # the seed's; the score looks at the answers
             found.append(
                 Example(guid, label=label, choices=tuple(entities), answers=answers, **common)
@@ -95,6 +98,10 @@ class ReCoRD(PVP):
     def answer_name(self, choice: int, dataset: EncodedDataset, i: int) -> str | int:
         """The candidate's text."""
         return dataset.choices[i][choice]
+
+
+def _normal(texts: Iterable[str]) -> set[str]:
+    return {metrics.normalize_answer(text) for text in texts}
 
 
 def _entity(text: str, place: Record) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import string
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,8 @@ from tasks.superglue.data import Example, Record
 from tasks.superglue.dataset import EncodedDataset
 from tasks.superglue.encode import MASK, PROMPT, Cut, Row
 from tasks.superglue.pvp.base import PVP, Parts
+
+log = logging.getLogger(__name__)
 
 MOST_CANDIDATES = 9  # of a sample, beside the span in question
 CHOOSING = ("generative", "mix")  # losses that compare the span with the line's other candidates
@@ -66,11 +69,21 @@ class WSC(PVP):
             examples = [x for x in examples if x.label == 1]
         if self.generative:
             return examples
+        self._warn_of_lone_spans(examples, split)
         found = [y for x in examples for y in _in_groups(x)]
         if split == "train":
             for x in found:
                 x.label = 0  # the first choice
         return found
+
+    def _warn_of_lone_spans(self, examples: list[Example], split: str) -> None:
+        lone = [x.where for x in examples if not x.choices]
+        if lone and split != "train":
+            log.warning(
+                "%s: %d of %d examples have no other candidates (field 'candidates'), and are true "
+                "whatever the model says; without --loss-func=%s the span is written instead",
+                *(lone[0], len(lone), len(examples), self.options.loss),
+            )
 
     def parts(self, example: Example) -> Parts:
         """The text, and a sentence or a question about its pronoun."""

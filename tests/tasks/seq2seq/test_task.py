@@ -1,5 +1,7 @@
 """Encodings of every task, batches, and what is written, scored and refused."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from config.errors import ConfigError
 from config.tasks import FinetuneArgs
 from config.text import TextArgs
 from data_utils import build_tokenizer
+from data_utils.bad_lines import BadLines
 from tasks import build_task
 from tasks.base import token_mask
 from tests.tasks.common import bert, gpt2
@@ -264,3 +267,51 @@ def test_a_bad_squad_file_is_named(tmp_path, content, message):
     (tmp_path / "train.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"train\.json.*" + message):
         task_of("squad_generation", tmp_path, 16, 8).dataset("train")
+
+
+def read_squad_text(tmp_path, text, task="squad_v1", split="val"):
+    (tmp_path / "dev-v1.1.json").write_text(text, encoding="utf-8")
+    (tmp_path / "dev.json").write_text(text, encoding="utf-8")
+    bad = BadLines(skip=True)
+    examples = task_of(task, tmp_path, 16, 8).read(tmp_path, split, bad)
+    return examples, bad.shown
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([3], "dev-v1.1.json: field 'data[0]' is 3; must be an object"),
+        ([{"title": "x"}], "article 0: field 'paragraphs' is None; must be a list"),
+        ([{"paragraphs": [3]}], "article 0: field 'paragraphs[0]' is 3; must be an object"),
+        ([{"paragraphs": [{"context": "x", "qas": 3}]}], "paragraph 0: field 'qas' is 3; must be"),
+        (
+            [{"paragraphs": [{"context": "x", "qas": [{"question": "q", "answers": [{"text": "x", "answer_start": "0"}]}]}]}],
+            "question 0: field 'answers' is [{'text': 'x', 'answer_start': '0'}]; must list",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_around_questions(tmp_path, data, message):
+    good = {"paragraphs": [{"context": "x y", "qas": [{"question": "q"}]}]}
+    examples, (shown,) = read_squad_text(tmp_path, json.dumps({"data": [*data, good]}))
+    assert message in shown
+    assert [x.source for x in examples] == ["q"]
+
+
+def test_a_question_without_the_answer_it_needs(tmp_path):
+    data = {"data": [{"paragraphs": [{"context": "x y", "qas": [{"question": "q"}]}]}]}
+    examples, (shown,) = read_squad_text(tmp_path, json.dumps(data), "squad_generation")
+    assert examples == []
+    assert "question 0: field 'answers' is empty; an answer is needed" in shown
+    examples, shown = read_squad_text(tmp_path, json.dumps(data))
+    assert (len(examples), shown) == (1, [])
+    assert task_of("squad_v1", tmp_path, 16, 8).metrics({0: ""}) == {}  # nothing to compare with
+
+
+def test_lines_that_are_not_utf_8_are_skipped_and_a_mark_is_no_text(tmp_path):
+    for ending in ("source", "target"):
+        (tmp_path / f"train.{ending}").write_bytes(b"\xef\xbb\xbfone\ntwo \xff\nthree\n")
+    bad = BadLines(skip=True)
+    examples = task_of("customization", tmp_path, 16, 8).read(tmp_path, "train", bad)
+    assert [x.source for x in examples] == ["one", "three"]
+    assert bad.number == 1
+    assert "train.source, line 2: not UTF-8" in bad.shown[0]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from config.errors import ConfigError
+from data_utils.bad_lines import BadLines
 from tasks import TASKS
 from tasks.superglue.data import Example
 from tasks.superglue.encode import Cut, Mask, Prompt
@@ -190,3 +191,19 @@ def test_a_label_of_the_wrong_kind_names_the_right_ones(tmp_path):
         task_of("mnli", tmp_path).dataset("train")
     with pytest.raises(ConfigError, match="0 to 3"):
         task_of("mnli", tmp_path, pattern_id=4)
+
+
+def test_a_quote_without_its_end_is_told(tmp_path):
+    path = tmp_path / "train.csv"
+    pvp = task_of("agnews", tmp_path, cloze=False).pvp
+    good = '"1","a ""b""","two\nlines"\n'
+    for wrong, message in (
+        ('"3","a","b\n1,c,d\n2,e,f\n', "line 3: unexpected end of data"),
+        ('"3","a","' + 140_000 * "x" + '"\n', "line 3: field larger than field limit"),
+    ):
+        path.write_text(good + wrong, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            pvp.read(path, "train")
+        bad = BadLines(skip=True)
+        (kept,) = pvp.read(path, "train", bad)
+        assert (kept.texts, bad.number) == (('a "b"', "two\nlines"), 1)

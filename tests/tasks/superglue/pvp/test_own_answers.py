@@ -116,7 +116,8 @@ def test_record_trains_on_ten_candidates_and_is_scored_on_all(tmp_path):
 
 def test_record_s_highlights_become_dashes(tmp_path):
     passage = with_entities("Ann won.\n@highlight\nBen lost", "Ann", "Ben")
-    task, dataset = dataset_of(tmp_path, "record", [PARIS | {"passage": passage}], "val")
+    line = PARIS | {"passage": passage, "qas": [PARIS["qas"][0] | {"answers": [{"text": "Ann"}]}]}
+    task, dataset = dataset_of(tmp_path, "record", [line], "val")
     spelled = bert().decode(dataset.encoded.contexts[0].tolist())
     assert spelled.startswith("[CLS] ann won . - ben lost the city of [MASK] is big .")
 
@@ -263,7 +264,7 @@ def test_race_reads_folders(tmp_path):
     assert spelled[1].startswith("[CLS] he ran home . then slept question : who ran ? answer : [M")
     assert batch.tokens.shape[:2] == (2, 4)
     (folder / "2.txt").write_text(json.dumps(article | {"answers": ["A", "E"]}))
-    with pytest.raises(ValueError, match=r"2.txt, line 1: field 'questions\[1\].label' is 'E'"):
+    with pytest.raises(ValueError, match=r"2.txt, line 1: field 'answers\[1\]' is 'E'"):
         task_of("race", tmp_path).dataset("train")
 
 
@@ -324,3 +325,64 @@ def test_bad_files_of_squad(tmp_path):
     path.write_bytes(b'{\n"data": "\xff"}')
     with pytest.raises(ValueError, match="train-v2.0.json, line 2: not UTF-8"):
         pvp.read(path, "train")
+
+
+def test_an_answer_that_is_no_candidate_is_told(tmp_path):
+    wrong = PARIS | {"qas": [PARIS["qas"][0] | {"answers": [{"text": "Berlin"}]}]}
+    with pytest.raises(
+        ValueError, match=r"line 1: field 'qas\[0\].answers' has only 'Berlin'; must"
+    ):
+        dataset_of(tmp_path, "record", [wrong], "val")
+    spelled = PARIS | {"qas": [PARIS["qas"][0] | {"answers": [{"text": "the paris."}]}]}
+    _, dataset = dataset_of(tmp_path, "record", [spelled], "val")  # the score takes both as one
+    assert len(dataset) == 1
+
+
+def test_lists_without_an_entry_are_told(tmp_path):
+    asked = HOME["passage"]["questions"][0]
+    for name, line, message in (
+        ("record", PARIS | {"qas": []}, "field 'qas' is empty"),
+        ("multirc", HOME | {"passage": HOME["passage"] | {"questions": []}}, "'passage.questions' is"),
+        ("multirc", HOME | {"passage": {"text": "a", "questions": [asked | {"answers": []}]}},
+         r"field 'passage.questions\[0\].answers' is empty"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            dataset_of(tmp_path, name, [line], "val")
+
+
+def test_lists_of_race_belong_together(tmp_path):
+    folder = tmp_path / "train" / "high"
+    folder.mkdir(parents=True)
+    article = {"id": "1", "article": "a", "questions": ["b?", "c?"], "options": [["d"], ["e"]]}
+    pvp = task_of("race", tmp_path).pvp
+    for wrong, message in (
+        ({"options": [["d"]]}, "line 1: field 'options' has 1 entries, 'questions' has 2"),
+        ({"answers": ["A"]}, "line 1: field 'answers' has 1 entries, 'questions' has 2"),
+        ({"options": [["d"], []]}, r"field 'options\[1\]' is \[\]; must list 1 to 4 texts"),
+        ({"options": [["d"], [3]]}, r"field 'options\[1\]\[0\]' is 3; must be a text"),
+    ):
+        lines = [article | {"answers": ["A", "A"]} | wrong]
+        (folder / "1.txt").write_text(json.dumps(lines[0]))
+        with pytest.raises(ValueError, match=message):
+            pvp.read(tmp_path / "train", "train")
+
+
+def test_a_winograd_line_without_indices(tmp_path):
+    line = {
+        "text": "Ann saw Eve, as she left.",
+        "pronoun": "She",
+        "candidate": "Eve",
+        "label": True,
+    }
+    _, dataset = dataset_of(tmp_path, "wsc", [line], cloze=False)
+    spelled = bert().decode(dataset.encoded.contexts[0].tolist())
+    assert spelled == "[CLS] ann saw eve , as * she * left . [SEP] eve [PAD]"
+    twice = line | {"text": "She saw Eve as she left."}
+    with pytest.raises(ValueError, match="field 'pronoun' is 'She', which the text has 2 times"):
+        dataset_of(tmp_path, "wsc", [twice], cloze=False)
+
+
+def test_examples_without_candidates_are_told_to_be_true_anyway(tmp_path, caplog):
+    alone = {k: v for k, v in MARK.items() if k != "candidates"}
+    dataset_of(tmp_path, "wsc", [MARK, alone], "val", loss="mix")
+    assert "line 2: 1 of 2 examples have no other candidates" in caplog.text
