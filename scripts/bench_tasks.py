@@ -200,10 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, tarfile.ReadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    rows = list(Runner(options, more).rows(folders))
     from distill.engine import files
 
-    files.write_json(Path(options.save) / "tasks.json", {"steps": options.steps, "runs": rows})
+    rows = []
+    for row in Runner(options, more).rows(folders):
+        rows.append(row)  # what is done is kept if a later run is stopped
+        files.write_json(Path(options.save) / "tasks.json", {"steps": options.steps, "runs": rows})
     print(table(rows))
     return int(any("exit_status" in row for row in rows))
 

@@ -55,6 +55,12 @@ class PromptFiller:
         """The ids of a text. ValueError names it (`where`) if it is empty or too long."""
         if not text.strip():
             raise ValueError(f"{where}: is empty; write a text, with [MASK] where one is wanted")
+        for name in MASKS:
+            if f"[{name}]" in text and name not in self.commands:
+                raise ValueError(
+                    f"{where}: the model has no [{name}], which would be read as letters; write "
+                    "[MASK], or give --task-mask if it was trained with it"
+                )
         ids = self.tokenizer.encode(text)
         if not self.masks.intersection(ids):
             ids.append(self.commands.get("gMASK", self.commands["MASK"]).Id)

@@ -26,6 +26,8 @@ def test_prompts_get_a_mask_and_an_end():
     assert (plain.ids, plain.blanks) == ([101, *bert().encode("a b"), 103, 0], [3])
     with pytest.raises(ValueError, match="line 3: is empty"):
         encode("  ", "line 3")
+    with pytest.raises(ValueError, match=r"line 4: the model has no \[sMASK\]"):
+        encode("a [sMASK]", "line 4")
     with pytest.raises(ValueError, match="has 8 tokens, the model has 7 positions"):
         filler(longest=7).encode("a b c d e")
 
