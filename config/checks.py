@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from config.block_steps import block_step_problems
 from config.compat import Compat
 from config.consecutive import consecutive_problems
 from config.data import TOKENIZERS_BUILT, block_problems, parse_split, weight_problems
@@ -93,6 +94,7 @@ RANGES: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     },
     "finetuning": {
         "pattern_id": AT_LEAST_ZERO,
+        "block_lm_ratio": AT_LEAST_ZERO,
         "length_penalty": AT_LEAST_ZERO,
         "segment_length": AT_LEAST_ZERO,
         "num_prompt_tokens": AT_LEAST_ZERO,
@@ -206,6 +208,7 @@ def _data(run: "RunArgs") -> Iterator[str]:
         if run.data.data_dir is None and not is_lm(run):
             yield "--data-dir: missing; give the folder of the task"
         yield from _patterns(run)
+        yield from block_step_problems(run)
         return
     if not run.data.train_data:
         yield "--train-data: missing; give names of config/corpora.json, files or folders"

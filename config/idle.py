@@ -249,9 +249,13 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[["RunArgs"], bool], str], ...] = (
         "without --multi-task-ratio above 0",
     ),
     (
+        tuple(flag for flag in BlockLMArgs.flags() if flag not in ("--block-lm", *VOCABULARY)),
+        lambda run: run.program == "finetune" and run.finetuning.block_lm_ratio == 0,
+        "on fine-tuning without --block-lm-ratio",
+    ),
+    (
         ("--train-data", "--test-data", "--split", "--train-data-weights")
         + ("--load-splits", "--save-splits", "--save-test-data", "--filter-english")
-        + tuple(flag for flag in BlockLMArgs.flags() if flag not in ("--block-lm", *VOCABULARY))
         + ("--eval-interval", "--eval-iters", "--num-workers", "--cache-dir")
         + ("--sample-one-document", "--non-sentence-start", *MULTI_TASK, "--multi-task-ratio"),
         lambda run: run.program == "finetune",

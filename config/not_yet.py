@@ -23,7 +23,6 @@ class Later(NamedTuple):
 #: Feature -> its flags, `name` or `name=default`.
 _FEATURES = {
     "BERT models as a baseline": "pretrained-bert",
-    "block-LM steps mixed into fine-tuning": "block-lm-ratio=0",
 }
 
 

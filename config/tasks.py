@@ -64,6 +64,9 @@ class FinetuneArgs(ArgGroup):
     tune_prefix_layers: int | None = flag(
         None, "with --freeze-transformer: the first layers, so many, are trained after all"
     )
+    block_lm_ratio: float = flag(
+        0.0, "steps of blank infilling on labelled texts for every step of the task"
+    )
     no_validation: bool = flag(False, "no validation split: the last weights are the result")
     adapet: bool = flag(False, "decoupled label loss over log-probabilities")
     fix_variable_num_choices: bool = flag(

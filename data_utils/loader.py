@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_utils.batch import Batch
-from data_utils.mixed import MixedSampler
+from data_utils.mixed import AlternatingSampler, MixedSampler
 from data_utils.samplers import StepSampler
 
 
@@ -25,7 +25,7 @@ class StepLoader:
         self,
         dataset: Any,
         collate: Callable[[Sequence[Any]], Batch],
-        sampler: StepSampler | MixedSampler,
+        sampler: StepSampler | MixedSampler | AlternatingSampler,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,

@@ -89,3 +89,50 @@ def mix(
         return dataset, sampler
     mixed = MixedDataset(dataset, mixture.datasets[stream])
     return mixed, MixedSampler(sampler, mixture, seed)
+
+
+class AlternatingSampler:
+    """A StepSampler's steps, some of them whole of a second view of the same samples.
+
+    Which ones follows from (seed, iteration) alone, so that all ranks agree and runs resume.
+    Sample i of epoch e is i + e * num_samples of the second data set, which can differ by epoch.
+    """
+
+    def __init__(self, sampler: StepSampler, share: float, seed: int):
+        """`share`: fraction of steps of the second view."""
+        self.sampler, self.share, self.seed = sampler, share, seed
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a rank in one optimizer step."""
+        return self.sampler.accumulation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Iterations of one epoch."""
+        return self.sampler.steps_per_epoch
+
+    @property
+    def stop_iteration(self) -> int | None:
+        """Where iterations end."""
+        return self.sampler.stop_iteration
+
+    def is_second(self, iteration: int) -> bool:
+        """Whether the step is one of the second view."""
+        return Random(f"{self.seed}/alternating/{iteration}").random() < self.share
+
+    def micro_batches(self, iteration: int) -> list[list[int]]:
+        """This rank's rows of an iteration and fillers: [accumulation][rows]."""
+        batches = self.sampler.micro_batches(iteration)
+        if not self.is_second(iteration):
+            return batches
+        assert self.sampler.num_samples is not None, "a stream has no epochs"
+        start = SECOND + iteration // self.steps_per_epoch * self.sampler.num_samples
+        return [[start + i if i >= 0 else ~(start + ~i) for i in rows] for rows in batches]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in self.sampler.iterations():
+            yield from self.micro_batches(iteration)
+
+    def __len__(self) -> int:
+        return len(self.sampler)

@@ -35,6 +35,7 @@ def finetune(argv: Sequence[str]) -> None:
     kinds = {"methods": method_args(argv), "combiners": combiner_args()}
     run = parse_args(argv, program="finetune", **kinds)
 
+    from distill.block_steps import BlockSteps
     from distill.engine.build import build_module, open_run, start, write_summary
     from distill.engine.selection import Selection
     from distill.engine.summary import Summary
@@ -42,6 +43,7 @@ def finetune(argv: Sequence[str]) -> None:
     from distill.engine.wrap import wrap
     from distill.step import DistillStep, check_needs
     from distill.teacher import build_teachers
+    from tasks.block_lm import BlockLM
     from tasks.registry import build_task
 
     run, runtime, tokenizer = start(run)
@@ -57,6 +59,8 @@ def finetune(argv: Sequence[str]) -> None:
     train = loaders["train"]
     when = plan(run, train)
     step = DistillStep(task, engine, teachers, run, state, total=when.total)
+    if run.finetuning.block_lm_ratio > 0:
+        step = BlockSteps(step, DistillStep(BlockLM(), engine, (), run, state, total=when.total))
     trainer = Trainer(
         *(engine, step, train, when, state, run, runtime),
         checkpoints=checkpoints,
@@ -113,9 +117,11 @@ def loader(
     """
     import mpu
     from data_utils.loader import StepLoader
+    from data_utils.mixed import AlternatingSampler
     from data_utils.samplers import StepSampler
+    from tasks.block_steps import with_blocks
 
-    dataset = task.dataset(split)
+    dataset, collate = task.dataset(split), task.collate
     if dataset is None:
         return None
     ranks = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
@@ -131,11 +137,15 @@ def loader(
             epochs=run.train.epochs,
             iterations=run.train.train_iters if run.train.epochs is None else None,
         )
+        ratio = run.finetuning.block_lm_ratio
+        if ratio > 0 and split == "train":
+            dataset, collate = with_blocks(task, run.blocks, run.train.seed)
+            sampler = AlternatingSampler(sampler, 1 - 1 / (1 + ratio), run.train.seed)
     else:
         size = run.evaluation.eval_batch_size or run.train.batch_size
         sampler = StepSampler(len(dataset), size, 1, *ranks, epochs=1)
     pin = runtime.device.type == "cuda"
-    return StepLoader(dataset, task.collate, sampler, pin_memory=pin)
+    return StepLoader(dataset, collate, sampler, pin_memory=pin)
 
 
 def plan(run: "RunArgs", train: "StepLoader") -> "Plan":

@@ -1,5 +1,7 @@
 """Heads that turn a GLM into a scorer of choices or classes.
 
+A cloze head without answers to score is the language model itself, its logits sharded again.
+
 `lm` is a GLMModel or a student around one. A head calls it as it is, hands hooks down unchanged (a
 hook's root is the GLM, whatever is around it) and asks only for the rows it reads, so that the
 vocabulary product is not made for the others. Checkpoint keys are the GLM's own, without a prefix.
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from model.init import linear, normal
 from model.keys import rename_keys
 from model.vocab_map import VocabMap
-from mpu import derive_seed
+from mpu import derive_seed, scatter_to_model_parallel_region
 
 INIT_STD = 0.02
 
@@ -39,6 +41,17 @@ class _Head(nn.Module):
         """Ids of words as the lm's logits count them."""
         return ids if self.label_map is None else self.label_map(ids)
 
+    def _language_model(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        output_rows: Tensor | None,
+    ) -> tuple:
+        """The lm's own outputs: (logits [b, s, v/p], *mems), or [r, v/p] of the output rows."""
+        logits, *mems = self.model(input_ids, position_ids, attention_mask, output_rows=output_rows)
+        return (scatter_to_model_parallel_region(logits), *mems)
+
     def _to_file(self, name: str) -> str:
         return name.removeprefix("model.")
 
@@ -58,14 +71,18 @@ class GLMForSingleTokenCloze(_Head):
         input_ids: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
-        target_ids: Tensor,
+        target_ids: Tensor | None = None,
         hook: dict | None = None,
         hook_op: dict | None = None,
+        output_rows: Tensor | None = None,
     ) -> tuple:
         """[b, s], [b, 2, s], sep [b], verbalizer ids [b, k] -> (scores [b, k], logits, *mems).
 
         The logits [b, v] are those at position sep. `take_softmax`: scores are log-probabilities.
+        Without verbalizers: the language model, of `output_rows` only where they are given.
         """
+        if target_ids is None:
+            return self._language_model(input_ids, position_ids, attention_mask, output_rows)
         batch, length = input_ids.shape
         rows = torch.arange(batch, device=input_ids.device) * length + attention_mask
         (logits, *mems), captured = _call(
@@ -87,18 +104,22 @@ class GLMForMultiTokenCloze(_Head):
         input_ids: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
-        target_ids: Tensor,
-        logit_mask: Tensor,
+        target_ids: Tensor | None = None,
+        logit_mask: Tensor | None = None,
         segments: Tensor | None = None,
         hook: dict | None = None,
         hook_op: dict | None = None,
+        output_rows: Tensor | None = None,
     ) -> tuple:
         """[b, c, s], [b, c, 2, s], sep [b, c], then [b, c, s] twice -> (scores [b, c], *mems).
 
         `target_ids` holds the answers' tokens, `logit_mask` 1 where one is scored.
         `segments` [b, c, r]: the r rows are parts of c answers, 1 where row r is one of answer c;
         an answer's score is the sum of its parts'. Captures have b * c (or b * r) rows.
+        Without answers: the language model of [b, s], as in `GLMForSingleTokenCloze`.
         """
+        if target_ids is None:
+            return self._language_model(input_ids, position_ids, attention_mask, output_rows)
         rows = logit_mask.flatten().nonzero().squeeze(1)
         (logits, *mems), captured = _call(
             self.model,
@@ -134,17 +155,21 @@ class GLMForMultiTokenClozeFast(_Head):
         input_ids: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
-        dec_input_ids: Tensor,
-        dec_position_ids: Tensor,
-        dec_target_ids: Tensor,
-        dec_logit_mask: Tensor,
+        dec_input_ids: Tensor | None = None,
+        dec_position_ids: Tensor | None = None,
+        dec_target_ids: Tensor | None = None,
+        dec_logit_mask: Tensor | None = None,
         hook: dict | None = None,
         hook_op: dict | None = None,
+        output_rows: Tensor | None = None,
     ) -> tuple:
         """Context [b, s], [b, 2, s], sep [b] and c answers of t tokens -> (scores [b, c],).
 
-        `dec_*`: ids, targets and mask [b, c, t], positions [b, c, 2, t].
+        `dec_*`: ids, targets and mask [b, c, t], positions [b, c, 2, t]; without them the language
+        model, as in `GLMForSingleTokenCloze`.
         """
+        if dec_input_ids is None:
+            return self._language_model(input_ids, position_ids, attention_mask, output_rows)
         choices = dec_input_ids.size(1)
         nothing = input_ids.new_empty(0)
         _, *mems = self.model(

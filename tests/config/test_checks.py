@@ -331,10 +331,14 @@ def test_a_switch_of_a_feature_not_built_is_an_error():
     assert problem.startswith("--pretrained-bert: is not supported yet: BERT models")
 
 
-def test_their_defaults_ask_for_nothing():
+def test_their_defaults_ask_for_nothing(monkeypatch):
+    for flag, default in (("--some-word", "adam"), ("--some-number", "0")):
+        monkeypatch.setitem(NOT_YET, flag, Later("some feature", default))
     defaults = {flag: later.default for flag, later in NOT_YET.items() if later.default is not None}
-    assert defaults
+    assert len(defaults) >= 2
     pretrain(*(f"{flag}={default}" for flag, default in defaults.items()))
+    (problem,) = problems([*PRETRAIN, "--some-word=sgd", "--some-number=0"])
+    assert problem == "--some-word: is not supported yet: some feature"
 
 
 def test_defaults_are_compared_as_numbers(monkeypatch):

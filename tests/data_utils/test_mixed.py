@@ -6,7 +6,7 @@ import torch
 
 from data_utils.block import BlockSample, collate
 from data_utils.loader import StepLoader
-from data_utils.mixed import SECOND, MixedDataset, MixedSampler, Mixture
+from data_utils.mixed import SECOND, AlternatingSampler, MixedDataset, MixedSampler, Mixture
 from data_utils.samplers import StepSampler
 
 
@@ -100,3 +100,39 @@ def test_a_filler_has_no_weight():
         assert dataset[index].text == dataset[~index].text == [4]
         assert (dataset[index].weight, dataset[~index].weight) == (1.0, 0.0)
         assert dataset[index].index == dataset[~index].index == index
+
+
+def alternating(rank=0, start=0):
+    steps = StepSampler(
+        *(10, 2, 2, rank, 2), seed=3, shuffle=True, start_iteration=start, epochs=100
+    )
+    return AlternatingSampler(steps, 0.75, seed=5)
+
+
+def test_steps_alternate_as_a_whole_on_all_ranks_over_the_same_samples():
+    found, seen = 0, set()
+    for iteration in range(300):
+        ranks = [alternating(rank).micro_batches(iteration) for rank in range(2)]
+        plain = [alternating(rank).sampler.micro_batches(iteration) for rank in range(2)]
+        if ranks == plain:
+            continue
+        found += 1
+        for actual, expected in zip(ranks, plain, strict=True):
+            for rows, samples in zip(actual, expected, strict=True):
+                numbers = [i if i >= 0 else ~i for i in rows]
+                assert all(number >= SECOND for number in numbers)
+                assert [(n - SECOND) % 10 for n in numbers] == [
+                    i if i >= 0 else ~i for i in samples
+                ]
+                assert [i < 0 for i in rows] == [i < 0 for i in samples]
+                assert {(n - SECOND) // 10 for n in numbers} == {iteration // 2}
+                real = [i for i in rows if i >= 0]
+                assert not seen & set(real)  # another epoch is another corruption
+                seen |= set(real)
+    assert abs(found / 300 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 300)
+
+
+def test_alternating_steps_resume():
+    whole = list(alternating())
+    assert len(alternating()) == len(whole) == 400
+    assert list(alternating(start=120)) == whole[240:]

@@ -223,14 +223,18 @@ def test_a_new_process_resumes_bit_for_bit(world, zero):
 
 
 def test_finetuning_resumes_bit_for_bit(world):
-    """The second epoch after a new start is the second epoch."""
+    """The second epoch after a new start is the second epoch, blank infilling included."""
     flags = [*w.finetuning(world), "--epochs=2", f"--load-pretrained={world / 'runs' / 'teacher'}"]
     flags = [f for f in flags if not f.startswith("--num-layers")]  # the checkpoint knows them
+    flags += ["--block-lm-ratio=1", "--bert-prob=1"]
     w.succeeded(w.python("finetune", *flags, "--experiment-name=ft"))
     again = [*flags, "--experiment-name=ft-again", f"--load={world / 'runs' / 'ft' / '10'}"]
     w.succeeded(w.python("finetune", *again))
     expected, actual = losses(world, "ft"), losses(world, "ft-again")
     assert actual == {k: v for k, v in expected.items() if k > 10}
+    blanks = losses(world, "ft", "block_lm_loss")
+    assert blanks != {} != losses(world, "ft", "task_loss")
+    assert losses(world, "ft-again", "block_lm_loss") == {k: v for k, v in blanks.items() if k > 10}
     files = [world / "runs" / n / "20" / "mp_rank_00_model_states.pt" for n in ("ft", "ft-again")]
     whole, rest = (read_tensors(file)["module"] for file in files)
     assert all(whole[key].equal(rest[key]) for key in whole)

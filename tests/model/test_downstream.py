@@ -14,7 +14,15 @@ from model.downstream import GLMForSequenceClassification
 from mpu import hook_model
 from tests.model.reference import assert_grads_close
 from tests.ranks import run_ranks
-from tests.toy import merged, randomize, rank_grads, toy_cloze_batch, toy_glm, toy_model_args
+from tests.toy import (
+    merged,
+    randomize,
+    rank_grads,
+    toy_cloze_batch,
+    toy_glm,
+    toy_lm_batch,
+    toy_model_args,
+)
 
 SINGLE, MULTI = HeadSpec("single_token"), HeadSpec("multi_token")
 
@@ -309,3 +317,32 @@ def test_scores_and_gradients_do_not_depend_on_the_model_parallel_size(size, kin
     for scores, _ in results:
         assert_close(scores, expected, rtol=1e-4, atol=1e-5)
     assert_grads_close(merged([grads for _, grads in results], like), expected_grads)
+
+
+def through_head(rank, world_size, kind):
+    """Loss and gradient norm of the language model below a cloze head, on any p."""
+    mpu.initialize_model_parallel(world_size)
+    _, head = lm_and_head(HeadSpec(kind))
+    batch = toy_lm_batch(3, seed=4)
+    logits, *_ = head(batch.tokens, batch.position_ids, batch.attention_mask)
+    losses = mpu.vocab_parallel_cross_entropy(logits, batch.labels) * batch.loss_mask
+    losses.sum().backward()
+    norm = mpu.grad_norm(head.parameters())
+    return float(losses.sum()), float(norm)
+
+
+@pytest.mark.parametrize("spec", [SINGLE, MULTI, HeadSpec("multi_token_fast")])
+def test_a_cloze_head_without_answers_is_the_language_model(spec):
+    lm, head = lm_and_head(spec)
+    batch = toy_lm_batch(3, seed=4)
+    inputs = batch.tokens, batch.position_ids, batch.attention_mask
+    whole = lm(*inputs)[0]
+    assert_close(head(*inputs)[0], whole)
+    rows = torch.tensor([1, 5, 30])
+    assert_close(head(*inputs, output_rows=rows)[0], whole.flatten(0, 1)[rows])
+
+
+def test_its_gradient_is_the_same_on_shards():
+    (expected,) = run_ranks(1, through_head, "single_token")
+    for actual in run_ranks(2, through_head, "single_token"):
+        assert actual == pytest.approx(expected, rel=1e-5)
