@@ -10,7 +10,16 @@ import pytest
 import change_mp
 from config import parse_args
 from distill.tune.seed_args import read as read_tuning
-from scripts import chain, count_tokens, expand_vocab, generate, plan, train_tokenizer
+from scripts import (
+    bench_tasks,
+    chain,
+    count_tokens,
+    expand_vocab,
+    generate,
+    kill_sweep,
+    plan,
+    train_tokenizer,
+)
 from tests.house import ROOT
 from tests.test_readme import PROGRAMS, STARTERS, kinds, shell_lines
 
@@ -18,10 +27,12 @@ from tests.test_readme import PROGRAMS, STARTERS, kinds, shell_lines
 READERS: dict[str, Callable[[list[str]], Any]] = {
     "change_mp.py": change_mp.read,
     "distill/auto_tune.py": read_tuning,
+    "scripts/bench_tasks.py": bench_tasks.read,
     "scripts/chain.py": chain.read,
     "scripts/count_tokens.py": lambda words: count_tokens.build_parser().parse_args(words),
     "scripts/expand_vocab.py": lambda words: expand_vocab.build_parser().parse_args(words),
     "scripts/generate.py": generate.read,
+    "scripts/kill_sweep.py": lambda words: kill_sweep.build_parser().parse_known_args(words),
     "scripts/plan.py": plan.read,
     "scripts/train_tokenizer.py": lambda words: train_tokenizer.build_parser().parse_args(words),
 }
@@ -35,7 +46,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
     Those of the two training programs in README.md are in tests/test_readme.py.
     """
     found = []
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for block in re.findall(r"```bash\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
             for words in shell_lines(block):
                 if Path(words[0]).name not in STARTERS or any(map(OPEN.search, words)):
@@ -44,7 +55,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
                     words = ["python", words[2].replace(".", "/") + ".py", *words[3:]]
                 places = [i for i, word in enumerate(words) if word.endswith(".py")]
                 program, rest = words[places[0]], words[places[0] + 1 :]
-                if not (program in PROGRAMS and file.name == "README.md"):
+                if not (program in PROGRAMS and file == ROOT / "README.md"):
                     found.append((file.name, program, rest))
     return found
 
