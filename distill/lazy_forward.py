@@ -28,16 +28,16 @@ def find_lazy(module: nn.Module) -> GLMModel | None:
 
 
 def is_large(glm: GLMModel, rows: int) -> bool:
-    """Whether the rank's logits of so many rows are more than a product should make whole.
-
-    Weights that are gathered from data-parallel ranks when they are used have to be used in the
-    same order on all of them, whatever their batches are: there every number is large.
-    """
-    return is_partitioned(glm) or rows * _width(glm) > FEW
+    """Whether the rank's logits of so many rows are more than a product should make whole."""
+    return rows * _width(glm) > FEW
 
 
 def is_partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 has cut the weights."""
+    """Whether ZeRO-3 has cut the weights.
+
+    They are then gathered from data-parallel ranks when they are used, so in the same order on all
+    of them: whether logits are lazy must not depend on a rank's batch.
+    """
     return any(hasattr(weight, "ds_id") for weight in module.parameters())
 
 

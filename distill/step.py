@@ -80,7 +80,8 @@ class DistillStep:
         lazy = self.comparison is None or self.comparison.takes_lazy_logits
         lazy = lazy and (task.hard_loss_by_rows() if task.vocab_parallel else True)
         self._glm = find_lazy(student.module) if lazy else None
-        self._cut = any(is_partitioned(teacher.module) for teacher in self.teachers)
+        models = (student.module, *(teacher.module for teacher in self.teachers))
+        self._cut = any(map(is_partitioned, models))
         if state.method:
             self.method.load_method_state(state.method)
         if state.combiner:
@@ -234,11 +235,13 @@ class DistillStep:
         captured = LOGITS in hook
         if self._glm is None or not (self.task.vocab_parallel or captured):
             return False
+        if self._cut:  # as the flags say, not as this rank's batch is
+            return is_large(self._glm, self.run.train.batch_size * self.run.data.seq_length)
         targets_only = self.comparison is None or self.comparison.needs_targets_only
         number = batch.tokens.numel()
         if targets_only and not captured and hard_rows.index is not None:
             number = len(hard_rows.index)
-        return is_large(self._glm, number) or self._cut
+        return is_large(self._glm, number)
 
     def _own(self, batch: Batch) -> Batch:
         """The batch with labels as the student's logits count words."""

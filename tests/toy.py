@@ -73,7 +73,7 @@ def toy_glm(
     """A GLM of `toy_model_args(**changes)` (or of `args`) with lively random weights."""
     args = args or toy_model_args(**changes)
     model = GLMModel(args, parallel_output=parallel_output, output_predict=output_predict)
-    if model.vocab_map is not None:
+    if model.vocab_map is not None and not model.word_embeddings.weight.is_meta:
         model.vocab_map.set_tables(toy_tables(seed, args.vocab_size, args.table_rows))
     return randomize(model, seed)
 

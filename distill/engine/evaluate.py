@@ -13,7 +13,7 @@ from torch import nn
 import mpu
 from data_utils.batch import Batch
 from distill.engine.wrap import Engine
-from distill.lazy_forward import find_lazy, forward_lazily, is_large
+from distill.lazy_forward import find_lazy, forward_lazily, is_large, is_partitioned
 from distill.rows import local_rows
 from tasks.base import Task
 
@@ -73,7 +73,7 @@ def evaluate(
 def _answers(task: Task, module: nn.Module, batch: Batch) -> list[Any]:
     """The task's predictions; of many logits of a language model without computing them whole."""
     glm = find_lazy(module) if task.vocab_parallel and task.predicts_by_rows() else None
-    if glm is None or not is_large(glm, batch.tokens.numel()):
+    if glm is None or not (is_partitioned(glm) or is_large(glm, batch.tokens.numel())):
         return task.answers(module, batch)
     logits = forward_lazily(module, glm, task.inputs(batch), None, [])
     mask = task.row_masks(batch)[task.hard_rows]

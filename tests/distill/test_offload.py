@@ -149,7 +149,7 @@ def test_parts_hold_every_weight_once_in_the_order_of_use(shape):
     assert module.parts[-1][1] == len(module.bytes)
     assert all(a[1] == b[0] for a, b in zip(module.parts, module.parts[1:], strict=False))
     placed = {id(tensor) for tensor, _ in module._places}
-    assert placed == {id(p) for p in glm.parameters()}
+    assert placed == {id(tensor) for tensor in (*glm.parameters(), *glm.buffers())}
     assert len(module._places) == len(placed)
     with module.fetched():
         glm(*inputs())

@@ -90,4 +90,6 @@ def test_a_sweep_killed_and_continued_has_the_table_of_one_that_was_not(tmp_path
     assert {file: after[file] for file in before} == before
     report([f"--report={tmp_path / 'b' / 'out'}"])
     text = (tmp_path / "b/out/report/report.md").read_text()
-    assert re.search(r"\| kd, copa \|.*\| 6 samples \|", text)  # predictions explain the scores
+    assert re.search(
+        r"\| kd, copa \|.*\| 6 samples, 1 seed \|", text
+    )  # predictions explain the scores
