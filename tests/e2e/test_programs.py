@@ -151,9 +151,9 @@ def test_glmd_pretraining(world, student):
 def test_glmd_finetuning_in_two_stages(world, student):
     teacher = w.teacher(world / "runs" / "teacher")
     first = prefix_finetune(world, "glmd-1", student)
-    w.succeeded(w.deepspeed("finetune", *first, *GLMD, *teacher, port=13762))
+    w.succeeded(w.deepspeed("finetune", *first, *GLMD, *teacher))
     second = prefix_finetune(world, "glmd-2", "glmd-1")
-    w.succeeded(w.deepspeed("finetune", *second, *GLMD_STAGE_2, *teacher, port=13763))
+    w.succeeded(w.deepspeed("finetune", *second, *GLMD_STAGE_2, *teacher))
     for name in ("glmd-1", "glmd-2"):
         found = summary(world, name)
         assert found["type"] == "test"
@@ -164,7 +164,7 @@ def test_glmd_finetuning_in_two_stages(world, student):
 
 def test_kd_finetuning(world, student):
     flags = [*prefix_finetune(world, "kd", student), *KD, *w.teacher(world / "runs" / "teacher")]
-    w.succeeded(w.deepspeed("finetune", *flags, port=13764))
+    w.succeeded(w.deepspeed("finetune", *flags))
     assert summary(world, "kd")["iterations"] == 5  # 40 mirrored examples, 8 a step
 
 

@@ -156,9 +156,14 @@ def python(program: str, *flags: str) -> subprocess.CompletedProcess:
     return start(sys.executable, f"distill/{program}.py", *flags)
 
 
-def deepspeed(program: str, *flags: str, port: int = 13761) -> subprocess.CompletedProcess:
+def deepspeed(program: str, *flags: str) -> subprocess.CompletedProcess:
     """The seed's launcher prefix on two CPU processes."""
-    launcher = ("deepspeed", f"--master_port={port}", "--include=localhost:0,1", "--hostfile=")
+    launcher = (
+        "deepspeed",
+        f"--master_port={free_port()}",
+        "--include=localhost:0,1",
+        "--hostfile=",
+    )
     return start(*launcher, f"distill/{program}.py", *flags, LOCAL_SIZE="2")
 
 
